@@ -8,8 +8,10 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+pub mod mem;
 mod real;
 
+pub use mem::MemDisk;
 pub use real::RealDisk;
 
 /// How to open a file.
