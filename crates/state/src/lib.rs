@@ -1,1 +1,27 @@
-//! Placeholder
+//! What the cluster has agreed on: keys, leases, alarms and members, and what watchers see of them.
+//!
+//! [`State`] applies committed log entries, one at a time, on one thread. [`Reader`] answers questions about the
+//! result on any thread meanwhile. Nothing here reads a clock, opens a socket or starts a thread: time comes in as
+//! milliseconds of a monotonic clock, and every entry gives the same result on every member.
+//!
+//! # Rooms
+//! - [`check`]: what can be refused before a request is logged
+//! - `kv`: range, put, delete, txn, compaction
+//! - [`lease`]: leases, their keys, and when they end
+//! - [`members`]: who belongs to the cluster; IDs
+//! - [`watch`]: the feed of events and the hub that hands them to watchers
+//! - `apply`: one log entry in, one answer out
+
+mod apply;
+pub mod check;
+mod error;
+pub mod lease;
+pub mod members;
+mod reader;
+pub mod watch;
+
+pub use apply::{Applied, ConfChanged, Config, Fatal, MemberChange, Response, State};
+pub use error::Error;
+pub use lease::Lessor;
+pub use members::Member;
+pub use reader::{RangeStream, Reader};
