@@ -1,0 +1,2 @@
+//! gRPC, directly on HTTP/2.
+pub mod method;
