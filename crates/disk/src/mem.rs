@@ -703,12 +703,10 @@ impl Tree {
                 // With nothing pending, current may still be ahead of durable: a sync has failed.
                 Node::File(file) => {
                     let mut durable = file.durable.clone();
-                    let mut number = 0;
-                    for piece in file.pending.iter().flat_map(FileOp::pieces) {
+                    for (number, piece) in (0..).zip(file.pending.iter().flat_map(FileOp::pieces)) {
                         if keep_piece(id, number) {
                             durable.apply(&piece);
                         }
-                        number += 1;
                     }
                     *node = Arc::new(Node::File(FileNode { current: durable.clone(), durable, pending: Vec::new() }));
                 }
