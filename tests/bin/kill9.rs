@@ -1,0 +1,1 @@
+//! Kills a server under load, again and again, and checks that every promise survived.
