@@ -1,0 +1,92 @@
+//! The log's thread: one write and one sync for everything that has queued up (group commit).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use wal::{HardState, SnapshotMark, Wal, WalError};
+
+use crate::consensus::{Event, LogBatch};
+use crate::member::Node;
+
+/// Work for the log's thread.
+#[derive(Debug)]
+pub(crate) enum LogJob {
+    /// Append and sync, then report the number to the raft actor.
+    Append(LogBatch),
+    /// Note a snapshot in the log; what lies before `release` is no longer needed.
+    Snapshot { mark: SnapshotMark, release: u64 },
+    /// The next segment is zeroed.
+    Prepared(wal::Prepared),
+    /// Remove files beyond this number that nothing needs.
+    Purge { keep: usize },
+    /// A clean stop: write the newest commit index.
+    Close(HardState),
+}
+
+/// A sync that takes this long is worth a warning, as in etcd.
+const SLOW_SYNC: Duration = Duration::from_secs(1);
+
+pub(crate) fn run(node: &Arc<Node>, mut wal: Wal) {
+    let mut jobs = VecDeque::new();
+    while node.log_queue.take_all(&mut jobs, None) {
+        if let Err(error) = turn(node, &mut wal, &mut jobs) {
+            node.fail(&format!("write-ahead log: {}", crate::chain(&error)));
+            return;
+        }
+        if let Some(prepare) = wal.prepare_next() {
+            node.spare_queue.push(prepare);
+        }
+    }
+}
+
+/// Carries out what has queued up; appends that follow each other become one.
+fn turn(node: &Node, wal: &mut Wal, jobs: &mut VecDeque<LogJob>) -> Result<(), WalError> {
+    let mut pending: Option<LogBatch> = None;
+    for job in jobs.drain(..) {
+        if let LogJob::Append(batch) = job {
+            match &mut pending {
+                Some(first) => {
+                    first.number = batch.number;
+                    first.hard_state = batch.hard_state.or(first.hard_state);
+                    first.entries.extend(batch.entries);
+                }
+                None => pending = Some(batch),
+            }
+            continue;
+        }
+        if let Some(batch) = pending.take() {
+            append(node, wal, &batch)?;
+        }
+        match job {
+            LogJob::Append(_) => {}
+            LogJob::Snapshot { mark, release } => {
+                wal.save_snapshot(&mark)?;
+                wal.release_before(release)?;
+            }
+            LogJob::Prepared(prepared) => wal.prepared(prepared),
+            LogJob::Purge { keep } => {
+                wal.purge(keep)?;
+            }
+            LogJob::Close(hard_state) => {
+                wal.append(&[], Some(&hard_state))?;
+            }
+        }
+    }
+    if let Some(batch) = pending {
+        append(node, wal, &batch)?;
+    }
+    Ok(())
+}
+
+fn append(node: &Node, wal: &mut Wal, batch: &LogBatch) -> Result<(), WalError> {
+    let before = Instant::now();
+    wal.append(&batch.entries, batch.hard_state.as_ref())?;
+    let took = before.elapsed();
+    node.metrics.wal_fsync_duration.observe(took.as_secs_f64());
+    if took > SLOW_SYNC {
+        tracing::warn!(took = ?took, "expected-duration" = ?SLOW_SYNC, "slow fdatasync");
+    }
+    node.raft_queue.push(Event::Persisted(batch.number));
+    Ok(())
+}

@@ -1,0 +1,455 @@
+//! The member: what its threads share, and how clients reach it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use api::{Answer, Identity, Limits, Member, Metrics, Reply, SnapshotSource, Status, TimeToLive};
+use disk::Disk;
+use parking_lot::{Condvar, Mutex};
+use prost::Message as _;
+use proto::etcdserverpb as pb;
+use proto::membershippb;
+use state::lease::Renewal;
+use state::{Error, Reader};
+use wal::Entry;
+
+use crate::consensus::{Consensus, Event, Outbox};
+use crate::log_writer::LogJob;
+use crate::queue::{PushError, Queue};
+use crate::upkeep::UpkeepJob;
+use crate::waiters::Waiters;
+
+/// Proposals are refused when this many committed entries wait to be applied, as in etcd.
+const MAX_APPLY_BACKLOG: u64 = 5000;
+/// Events that clients may have waiting for the raft thread.
+const RAFT_QUEUE: usize = 64 * 1024;
+
+/// Settings that threads look at.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) limits: Limits,
+    pub(crate) attributes: membershippb::Attributes,
+    pub(crate) snap_dir: PathBuf,
+    pub(crate) max_wals: usize,
+    pub(crate) max_snapshots: usize,
+    pub(crate) snapshot_catchup_entries: u64,
+    pub(crate) tick: Duration,
+    pub(crate) warning_apply_duration: Duration,
+    pub(crate) quota_bytes: i64,
+}
+
+/// One running member. Its threads and the API's workers each hold it.
+pub(crate) struct Node {
+    pub(crate) settings: Settings,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) waiters: Waiters,
+    pub(crate) raft_queue: Queue<Event>,
+    pub(crate) log_queue: Queue<LogJob>,
+    pub(crate) apply_queue: Queue<Vec<Entry>>,
+    pub(crate) upkeep_queue: Queue<UpkeepJob>,
+    pub(crate) spare_queue: Queue<wal::Prepare>,
+    identity: Identity,
+    reader: Reader,
+    started: Instant,
+    ids: IdGenerator,
+    pub(crate) applied: AtomicU64,
+    pub(crate) committed: AtomicU64,
+    term: AtomicU64,
+    leader: AtomicU64,
+    learner: AtomicBool,
+    /// See [`Member::read_is_local`].
+    local_reads: AtomicBool,
+    /// A read waits until more is applied: the apply thread tells the raft thread when it has moved.
+    pub(crate) reads_wait_for_apply: AtomicBool,
+    pub(crate) last_snapshot: AtomicU64,
+    nospace_asked_ms: AtomicU64,
+    phase: AtomicU8,
+    phase_changed: Condvar,
+    phase_lock: Mutex<Option<String>>,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+/// A member's life.
+const STARTING: u8 = 0;
+const READY: u8 = 1;
+const STOPPING: u8 = 2;
+const FAILED: u8 = 3;
+
+impl Node {
+    pub(crate) fn new(
+        settings: Settings,
+        disk: Arc<dyn Disk>,
+        metrics: Arc<Metrics>,
+        identity: Identity,
+        reader: Reader,
+        applied: u64,
+    ) -> Self {
+        Self {
+            settings,
+            disk,
+            metrics,
+            waiters: Waiters::default(),
+            raft_queue: Queue::new(RAFT_QUEUE),
+            log_queue: Queue::new(usize::MAX),
+            apply_queue: Queue::new(usize::MAX),
+            upkeep_queue: Queue::new(usize::MAX),
+            spare_queue: Queue::new(usize::MAX),
+            identity,
+            reader,
+            started: Instant::now(),
+            ids: IdGenerator::new(identity.member_id),
+            applied: AtomicU64::new(applied),
+            committed: AtomicU64::new(applied),
+            term: AtomicU64::new(0),
+            leader: AtomicU64::new(0),
+            learner: AtomicBool::new(false),
+            local_reads: AtomicBool::new(false),
+            reads_wait_for_apply: AtomicBool::new(false),
+            last_snapshot: AtomicU64::new(0),
+            nospace_asked_ms: AtomicU64::new(0),
+            phase: AtomicU8::new(STARTING),
+            phase_changed: Condvar::new(),
+            phase_lock: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn is_leader(&self) -> bool {
+        self.leader.load(Ordering::Acquire) == self.identity.member_id
+    }
+
+    /// Clients may come.
+    pub(crate) fn set_ready(&self) {
+        let _guard = self.phase_lock.lock();
+        if self.phase.load(Ordering::Acquire) == STARTING {
+            self.phase.store(READY, Ordering::Release);
+        }
+        self.phase_changed.notify_all();
+    }
+
+    /// The member can not go on: its disk failed, so nothing that it would say can be trusted. Its threads end; the
+    /// process exits with this reason.
+    pub(crate) fn fail(&self, reason: &str) {
+        {
+            let mut why = self.phase_lock.lock();
+            if self.phase.swap(FAILED, Ordering::AcqRel) != FAILED {
+                *why = Some(reason.to_string());
+            }
+            self.phase_changed.notify_all();
+        }
+        self.close_queues();
+    }
+
+    pub(crate) fn failed(&self) -> bool {
+        self.phase.load(Ordering::Acquire) == FAILED
+    }
+
+    /// Waits until clients may come (`true`) or the member stops.
+    pub(crate) fn wait_ready(&self) -> bool {
+        let mut guard = self.phase_lock.lock();
+        while self.phase.load(Ordering::Acquire) == STARTING {
+            self.phase_changed.wait(&mut guard);
+        }
+        self.phase.load(Ordering::Acquire) == READY
+    }
+
+    /// Why the member failed, if it did.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.phase_lock.lock().clone()
+    }
+
+    /// Waits until the member stops or fails.
+    pub(crate) fn wait_stopped(&self) {
+        let mut guard = self.phase_lock.lock();
+        while self.phase.load(Ordering::Acquire) <= READY {
+            self.phase_changed.wait(&mut guard);
+        }
+    }
+
+    /// Ends a running member: no more proposals; what is in the queues is finished.
+    pub(crate) fn stop(&self) {
+        let _guard = self.phase_lock.lock();
+        if self.phase.load(Ordering::Acquire) <= READY {
+            self.phase.store(STOPPING, Ordering::Release);
+        }
+        self.phase_changed.notify_all();
+    }
+
+    fn close_queues(&self) {
+        self.raft_queue.close();
+        self.log_queue.close();
+        self.apply_queue.close();
+        self.upkeep_queue.close();
+        self.spare_queue.close();
+        self.waiters.stop();
+    }
+
+    /// Proposes something that no client waits for.
+    pub(crate) fn propose_internal(&self, mut request: pb::InternalRaftRequest) {
+        request.header = Some(pb::RequestHeader { id: self.ids.next(), ..Default::default() });
+        self.raft_queue.push(Event::Propose(request.encode_to_vec().into()));
+    }
+
+    /// A request was refused for want of space: the cluster is to know. Asked at most once a second; the alarm
+    /// itself is idempotent.
+    pub(crate) fn raise_nospace(&self) {
+        let now = self.now_ms();
+        let last = self.nospace_asked_ms.load(Ordering::Acquire);
+        if (last != 0 && now < last + 1000)
+            || self.nospace_asked_ms.compare_exchange(last, now.max(1), Ordering::AcqRel, Ordering::Acquire).is_err()
+        {
+            return;
+        }
+        tracing::warn!("quota-size-bytes" = self.settings.quota_bytes, "database space exceeded; raising alarm NOSPACE");
+        self.propose_internal(pb::InternalRaftRequest {
+            alarm: Some(pb::AlarmRequest {
+                action: pb::alarm_request::AlarmAction::Activate as i32,
+                member_id: self.identity.member_id,
+                alarm: pb::AlarmType::Nospace as i32,
+            }),
+            ..Default::default()
+        });
+    }
+
+    fn refuse(&self, request: &pb::InternalRaftRequest, backlog: u64) -> Option<Error> {
+        if self.leader() == 0 && self.phase.load(Ordering::Acquire) >= STOPPING {
+            return Some(Error::Stopped);
+        }
+        // Revoking leases and alarms keep getting through: they are what ends the trouble.
+        let share = if request.lease_revoke.is_some() || request.alarm.is_some() || request.compaction.is_some() { 2 } else { 1 };
+        if backlog > MAX_APPLY_BACKLOG * share {
+            return Some(Error::RequestTooManyRequests);
+        }
+        if self.reader.over_quota(request) {
+            self.raise_nospace();
+            return Some(Error::NoSpace);
+        }
+        None
+    }
+}
+
+impl Member for Node {
+    fn propose(&self, mut request: pb::InternalRaftRequest, reply: Reply) {
+        let committed = self.committed.load(Ordering::Acquire);
+        let backlog = committed.saturating_sub(self.applied.load(Ordering::Acquire));
+        if let Some(error) = self.refuse(&request, backlog) {
+            return reply.send(Err(error));
+        }
+        let id = self.ids.next();
+        request.header = Some(pb::RequestHeader { id, ..request.header.take().unwrap_or_default() });
+        let data = request.encode_to_vec();
+        if data.len() > self.settings.limits.max_request_bytes {
+            return reply.send(Err(Error::RequestTooLarge));
+        }
+        self.waiters.add(id, reply, self.now_ms() + self.settings.limits.request_timeout_ms);
+        if let Err(refused) = self.raft_queue.try_push(Event::Propose(data.into()))
+            && let Some(reply) = self.waiters.remove(id)
+        {
+            reply.send(Err(match refused {
+                PushError::Full => Error::RequestTooManyRequests,
+                PushError::Closed => Error::Stopped,
+            }));
+        }
+    }
+
+    fn read_index(&self, reply: Reply) {
+        // A refused reply is dropped, which answers it.
+        drop(self.raft_queue.try_push(Event::Read(reply)));
+    }
+
+    fn read_is_local(&self) -> bool {
+        self.local_reads.load(Ordering::Acquire)
+    }
+
+    fn state(&self) -> &Reader {
+        &self.reader
+    }
+
+    fn status(&self) -> Status {
+        let size = self.reader.store().size();
+        let cluster_version = self.reader.cluster_version().unwrap_or_default();
+        Status {
+            version: crate::ETCD_VERSION.into(),
+            storage_version: cluster_version.clone(),
+            cluster_version,
+            leader: self.leader(),
+            term: self.term(),
+            raft_index: self.committed.load(Ordering::Acquire),
+            applied_index: self.applied.load(Ordering::Acquire),
+            is_learner: self.is_learner(),
+            db_size: i64::try_from(size.total).unwrap_or(i64::MAX),
+            db_size_in_use: i64::try_from(size.live).unwrap_or(i64::MAX),
+            quota_bytes: self.settings.quota_bytes,
+            downgrade_target: None,
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    fn term(&self) -> u64 {
+        self.term.load(Ordering::Acquire)
+    }
+
+    fn leader(&self) -> u64 {
+        self.leader.load(Ordering::Acquire)
+    }
+
+    fn is_learner(&self) -> bool {
+        self.learner.load(Ordering::Acquire)
+    }
+
+    fn next_id(&self) -> u64 {
+        self.ids.next()
+    }
+
+    fn lease_renew(&self, id: i64, reply: Reply) {
+        if !self.is_leader() {
+            return reply.send(Err(Error::NoLeader));
+        }
+        let ttl = match self.reader.lessor().renew(id, self.now_ms()) {
+            Renewal::Renewed { ttl, clear_checkpoint } => {
+                if clear_checkpoint {
+                    self.propose_internal(pb::InternalRaftRequest {
+                        lease_checkpoint: Some(pb::LeaseCheckpointRequest {
+                            checkpoints: vec![pb::LeaseCheckpoint { id, remaining_ttl: 0 }],
+                        }),
+                        ..Default::default()
+                    });
+                }
+                ttl
+            }
+            Renewal::Expired | Renewal::NotFound => 0,
+            Renewal::NotPrimary => return reply.send(Err(Error::NoLeader)),
+        };
+        reply.send(Ok(Answer::Renewed(ttl)));
+    }
+
+    fn lease_time_to_live(&self, id: i64, keys: bool, reply: Reply) {
+        if !self.is_leader() {
+            return reply.send(Err(Error::NoLeader));
+        }
+        let answer = match self.reader.lessor().time_to_live(id, keys, self.now_ms()) {
+            Some(found) => TimeToLive { ttl: found.ttl, granted_ttl: found.granted_ttl, keys: found.keys },
+            None => TimeToLive { ttl: -1, granted_ttl: 0, keys: Vec::new() },
+        };
+        reply.send(Ok(Answer::TimeToLive(answer)));
+    }
+
+    fn now_ms(&self) -> u64 {
+        // Starts at 1, so that 0 can mean "never".
+        1 + u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.settings.limits
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, Error> {
+        crate::image::snapshot(&self.reader, self.applied.load(Ordering::Acquire), self.term())
+    }
+
+    fn hash(&self) -> Result<u32, Error> {
+        crate::image::hash(&self.reader, self.applied.load(Ordering::Acquire), self.term())
+    }
+
+    /// There is nothing to do: space comes back in the background all the time.
+    fn defragment(&self, reply: Reply) {
+        self.upkeep_queue.push(UpkeepJob::Wake);
+        reply.send(Ok(Answer::Done));
+    }
+}
+
+/// Request IDs: two bytes of the member's ID, five of the time in milliseconds, one counter; each is the one before plus 1,
+/// so they stay unique while fewer than 256 are taken per millisecond on average since the start.
+#[derive(Debug)]
+struct IdGenerator(AtomicU64);
+
+impl IdGenerator {
+    fn new(member_id: u64) -> Self {
+        let ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        Self(AtomicU64::new((member_id << 48) | ((ms & 0xff_ffff_ffff) << 8)))
+    }
+
+    fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// The raft thread.
+pub(crate) fn run_consensus(node: &Arc<Node>, mut consensus: Consensus) {
+    let mut events = std::collections::VecDeque::new();
+    let mut out = Outbox::default();
+    let mut next_tick = Instant::now() + node.settings.tick;
+    loop {
+        let applied = node.applied.load(Ordering::SeqCst);
+        consensus.finish(applied, &mut out);
+        pass_on(node, &consensus, &mut out);
+        // The apply thread stores how far it is and then looks whether anybody waits; this thread says that it waits
+        // and then looks again, so one of the two sees the other.
+        if consensus.wants_applied() && node.applied.load(Ordering::SeqCst) != applied {
+            continue;
+        }
+        if !node.raft_queue.take_all(&mut events, Some(next_tick)) {
+            break;
+        }
+        for event in events.drain(..) {
+            consensus.handle(event);
+        }
+        let now = Instant::now();
+        if now >= next_tick {
+            consensus.handle(Event::Tick);
+            // After a pause of the whole process there is no sense in ticking for the time that was slept through.
+            next_tick = (next_tick + node.settings.tick).max(now);
+        }
+    }
+    consensus.stop();
+    node.log_queue.push(LogJob::Close(consensus.hard_state()));
+    node.log_queue.close();
+    node.apply_queue.close();
+}
+
+fn pass_on(node: &Node, consensus: &Consensus, out: &mut Outbox) {
+    for batch in out.log.drain(..) {
+        node.log_queue.push(LogJob::Append(batch));
+    }
+    let status = consensus.status();
+    node.committed.store(status.commit_index, Ordering::Release);
+    if !out.committed.is_empty() {
+        node.apply_queue.push(std::mem::take(&mut out.committed));
+    }
+    out.replies.flush();
+    node.reads_wait_for_apply.store(consensus.wants_applied(), Ordering::SeqCst);
+    let leader_before = node.leader.load(Ordering::Acquire);
+    node.term.store(status.term, Ordering::Release);
+    node.learner.store(status.learner, Ordering::Release);
+    node.local_reads.store(consensus.reads_are_local(), Ordering::Release);
+    if status.leader != leader_before {
+        node.leader.store(status.leader, Ordering::Release);
+        log_leader(node.identity.member_id, leader_before, &status);
+        if status.leader != 0 {
+            node.metrics.leader_changes_seen_total.inc();
+        }
+        node.upkeep_queue.push(UpkeepJob::Wake);
+    }
+}
+
+fn log_leader(own: u64, before: u64, status: &raft_driver::Status) {
+    let (leader, term) = (status.leader, status.term);
+    if leader == own {
+        tracing::info!(target: "raft", "{own:x} became leader at term {term}");
+    }
+    match (before, leader) {
+        (0, _) => tracing::info!(target: "raft", "raft.node: {own:x} elected leader {leader:x} at term {term}"),
+        (_, 0) => tracing::info!(target: "raft", "raft.node: {own:x} lost leader {before:x} at term {term}"),
+        _ => tracing::info!(target: "raft", "raft.node: {own:x} changed leader from {before:x} to {leader:x} at term {term}"),
+    }
+}

@@ -1,0 +1,224 @@
+//! The upkeep thread: everything that is done now and then, and never in a request's way.
+//!
+//! Store maintenance in small steps, snapshots, file purging, lease expiry, automatic compaction, giving up on waits,
+//! and, after the start, telling the cluster this member's name and URLs.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use api::Member as _;
+use proto::etcdserverpb as pb;
+use proto::membershippb;
+use wal::SnapshotMark;
+use wal::snap::{self, SnapFile};
+
+use crate::applier::SnapshotPlan;
+use crate::compactor::Compactor;
+use crate::consensus::Event;
+use crate::log_writer::LogJob;
+use crate::member::Node;
+
+/// Work for the upkeep thread.
+#[derive(Debug)]
+pub(crate) enum UpkeepJob {
+    /// There may be something to do.
+    Wake,
+    /// Save a snapshot.
+    Snapshot(SnapshotPlan),
+}
+
+/// Expired leases are looked for this often.
+const LEASE_MS: u64 = 500;
+/// At most this many leases are revoked per look: etcd's rate of 1,000 a second.
+const LEASES_PER_LOOK: usize = 500;
+/// Remaining TTLs of long leases are noted in the log this often.
+const CHECKPOINT_MS: u64 = 5 * 60 * 1000;
+/// Old files are removed this often.
+const PURGE_MS: u64 = 30_000;
+/// Waits are given up with this precision.
+const EXPIRE_MS: u64 = 200;
+/// Between two steps of store maintenance, so that requests get the processor.
+const PAUSE: Duration = Duration::from_millis(1);
+/// When there is nothing to do.
+const IDLE: Duration = Duration::from_millis(100);
+
+/// What this thread keeps between turns.
+#[derive(Debug)]
+pub(crate) struct Upkeep {
+    pub(crate) compactor: Option<Compactor>,
+    next_lease_ms: u64,
+    next_checkpoint_ms: u64,
+    next_purge_ms: u64,
+    next_expire_ms: u64,
+    next_publish_ms: u64,
+    was_leader: bool,
+    published: bool,
+}
+
+impl Upkeep {
+    pub(crate) fn new(compactor: Option<Compactor>) -> Self {
+        Self {
+            compactor,
+            next_lease_ms: 0,
+            next_checkpoint_ms: CHECKPOINT_MS,
+            next_purge_ms: PURGE_MS,
+            next_expire_ms: 0,
+            next_publish_ms: 0,
+            was_leader: false,
+            published: false,
+        }
+    }
+}
+
+pub(crate) fn run(node: &Arc<Node>, mut upkeep: Upkeep) {
+    let mut jobs = VecDeque::new();
+    let mut pause = IDLE;
+    while node.upkeep_queue.take_all(&mut jobs, Some(Instant::now() + pause)) {
+        for job in jobs.drain(..) {
+            if let UpkeepJob::Snapshot(plan) = job
+                && let Err(error) = save_snapshot(node, plan)
+            {
+                node.fail(&format!("snapshot: {error}"));
+                return;
+            }
+        }
+        pause = match node.state().store().maintain() {
+            Ok(true) => PAUSE,
+            Ok(false) => {
+                if node.waiters.compaction_pending() {
+                    if node.state().store().compaction_done() { node.waiters.compacted() }
+                    PAUSE
+                } else {
+                    IDLE
+                }
+            }
+            Err(error) => {
+                node.fail(&format!("store maintenance: {}", crate::chain(&error)));
+                return;
+            }
+        };
+        upkeep.turn(node, node.now_ms());
+    }
+}
+
+impl Upkeep {
+    fn turn(&mut self, node: &Arc<Node>, now_ms: u64) {
+        let leading = node.is_leader();
+        if leading != self.was_leader {
+            self.was_leader = leading;
+            if leading { node.state().lessor().promote(now_ms, node.settings.limits.election_timeout_ms) } else { node.state().lessor().demote() }
+        }
+        if now_ms >= self.next_expire_ms {
+            self.next_expire_ms = now_ms + EXPIRE_MS;
+            node.waiters.expire(now_ms);
+        }
+        if leading && now_ms >= self.next_lease_ms {
+            self.next_lease_ms = now_ms + LEASE_MS;
+            for id in node.state().lessor().expired(now_ms, LEASES_PER_LOOK) {
+                node.metrics.lease_expired_total.inc();
+                node.propose_internal(pb::InternalRaftRequest {
+                    lease_revoke: Some(pb::LeaseRevokeRequest { id }),
+                    ..Default::default()
+                });
+            }
+        }
+        if leading && now_ms >= self.next_checkpoint_ms {
+            self.next_checkpoint_ms = now_ms + CHECKPOINT_MS;
+            for checkpoints in node.state().lessor().checkpoints(now_ms).chunks(1000) {
+                node.propose_internal(pb::InternalRaftRequest {
+                    lease_checkpoint: Some(pb::LeaseCheckpointRequest { checkpoints: checkpoints.to_vec() }),
+                    ..Default::default()
+                });
+            }
+        }
+        if let Some(compactor) = &mut self.compactor
+            && let Some(revision) = compactor.tick(now_ms, leading, node.state().revision())
+        {
+            tracing::info!(revision, "starting auto compaction");
+            node.propose_internal(pb::InternalRaftRequest {
+                compaction: Some(pb::CompactionRequest { revision, physical: false }),
+                ..Default::default()
+            });
+        }
+        if now_ms >= self.next_purge_ms {
+            self.next_purge_ms = now_ms + PURGE_MS;
+            node.log_queue.push(LogJob::Purge { keep: node.settings.max_wals });
+            if let Err(error) = snap::purge(node.disk.as_ref(), &node.settings.snap_dir, node.settings.max_snapshots) {
+                tracing::warn!(error = %error, "failed to purge snap files");
+            }
+        }
+        self.publish(node, now_ms);
+    }
+
+    /// Tells the cluster this member's name and client URLs, and, once leading, the cluster its version; both through
+    /// the log, asked again until they are applied.
+    fn publish(&mut self, node: &Arc<Node>, now_ms: u64) {
+        if self.published || node.leader() == 0 || now_ms < self.next_publish_ms {
+            return;
+        }
+        let own = node.identity().member_id;
+        let attributes = &node.settings.attributes;
+        let known = node.state().members().into_iter().find(|m| m.id == own);
+        let named = known.is_some_and(|m| m.name == attributes.name && m.client_urls == attributes.client_urls);
+        let versioned = node.state().cluster_version().is_some();
+        if named && versioned {
+            self.published = true;
+            tracing::info!(
+                "local-member-id" = %format!("{own:x}"),
+                "local-member-attributes" = %format!("{{Name:{} ClientURLs:{:?}}}", attributes.name, attributes.client_urls),
+                "cluster-id" = %format!("{:x}", node.identity().cluster_id),
+                "published local member to cluster through raft"
+            );
+            node.set_ready();
+            return;
+        }
+        self.next_publish_ms = now_ms + if self.next_publish_ms == 0 { 20 } else { 500 };
+        if !named {
+            node.propose_internal(pb::InternalRaftRequest {
+                cluster_member_attr_set: Some(membershippb::ClusterMemberAttrSetRequest {
+                    member_id: own,
+                    member_attributes: Some(attributes.clone()),
+                }),
+                ..Default::default()
+            });
+        }
+        if !versioned && node.is_leader() {
+            tracing::info!("cluster-version" = crate::CLUSTER_VERSION, "setting up initial cluster version using v3 API");
+            node.propose_internal(pb::InternalRaftRequest {
+                cluster_version_set: Some(membershippb::ClusterVersionSetRequest {
+                    ver: crate::CLUSTER_VERSION.to_string(),
+                }),
+                ..Default::default()
+            });
+        }
+    }
+}
+
+/// Saves a snapshot. The store is synced first: what the snapshot lets go of in the log must be in the store for good.
+fn save_snapshot(node: &Arc<Node>, plan: SnapshotPlan) -> Result<(), Box<dyn std::error::Error>> {
+    tracing::info!(
+        "local-member-id" = %format!("{:x}", node.identity().member_id),
+        "snapshot-index" = plan.index,
+        "triggering snapshot"
+    );
+    let synced = node.state().store().sync()?;
+    assert!(synced.index >= plan.index, "snapshot at {} but the store is synced at {}", plan.index, synced.index);
+    let conf_state = plan.conf_state;
+    snap::save(
+        node.disk.as_ref(),
+        &node.settings.snap_dir,
+        &SnapFile { index: plan.index, term: plan.term, conf_state: conf_state.clone(), data: plan.data.into() },
+    )?;
+    let mark = SnapshotMark { index: plan.index, term: plan.term, conf_state: Some(conf_state) };
+    node.log_queue.push(LogJob::Snapshot { mark, release: plan.index });
+    tracing::info!("snapshot-index" = plan.index, "saved snapshot to disk");
+    let keep = node.settings.snapshot_catchup_entries;
+    if plan.index > keep {
+        node.raft_queue.push(Event::Compact(plan.index - keep));
+        tracing::info!("compact-index" = plan.index - keep, "compacted Raft logs");
+    }
+    node.last_snapshot.store(plan.index, Ordering::Release);
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! Clients that wait for their proposal to be applied.
+
+use std::collections::HashMap;
+
+use api::{Answer, Outbox, Reply};
+use parking_lot::Mutex;
+use state::Error;
+
+/// Replies by request ID, with the time at which their client is told that it took too long.
+///
+/// A reply is here from before its proposal is handed to consensus until the entry is applied, the wait is given up,
+/// or the member stops. Exactly one of the three answers it.
+#[derive(Debug, Default)]
+pub(crate) struct Waiters {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    by_id: HashMap<u64, Waiter>,
+    /// Physical compactions that were applied and whose work is not yet done.
+    compactions: Vec<(Reply, Answer)>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    reply: Reply,
+    deadline_ms: u64,
+}
+
+impl Waiters {
+    pub(crate) fn add(&self, id: u64, reply: Reply, deadline_ms: u64) {
+        self.inner.lock().by_id.insert(id, Waiter { reply, deadline_ms });
+    }
+
+    /// Takes one back, to answer it at once.
+    pub(crate) fn remove(&self, id: u64) -> Option<Reply> {
+        self.inner.lock().by_id.remove(&id).map(|w| w.reply)
+    }
+
+    /// Answers those of a batch of applied entries that wait here.
+    pub(crate) fn answer(&self, batch: &mut Vec<(u64, Result<Answer, Error>)>, out: &mut Outbox) {
+        if batch.is_empty() {
+            return;
+        }
+        let mut inner = self.inner.lock();
+        for (id, outcome) in batch.drain(..) {
+            if let Some(waiter) = inner.by_id.remove(&id) {
+                out.push(waiter.reply, outcome);
+            }
+        }
+    }
+
+    /// Keeps a physical compaction's client waiting until [`Waiters::compacted`].
+    pub(crate) fn hold_compaction(&self, id: u64, answer: Answer) {
+        let mut inner = self.inner.lock();
+        if let Some(waiter) = inner.by_id.remove(&id) {
+            inner.compactions.push((waiter.reply, answer));
+        }
+    }
+
+    pub(crate) fn compaction_pending(&self) -> bool {
+        !self.inner.lock().compactions.is_empty()
+    }
+
+    /// All compactions that were asked for have been carried out.
+    pub(crate) fn compacted(&self) {
+        let held = std::mem::take(&mut self.inner.lock().compactions);
+        for (reply, answer) in held {
+            reply.send(Ok(answer));
+        }
+    }
+
+    /// Gives up on those whose time is over.
+    pub(crate) fn expire(&self, now_ms: u64) {
+        let mut late = Vec::new();
+        {
+            let mut inner = self.inner.lock();
+            if inner.by_id.values().any(|w| w.deadline_ms <= now_ms) {
+                let ids: Vec<u64> =
+                    inner.by_id.iter().filter(|(_, w)| w.deadline_ms <= now_ms).map(|(id, _)| *id).collect();
+                late.extend(ids.iter().filter_map(|id| inner.by_id.remove(id)));
+            }
+        }
+        for waiter in late {
+            waiter.reply.send(Err(Error::Timeout));
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.inner.lock().by_id.len()
+    }
+
+    /// Tells everybody that the member stops.
+    pub(crate) fn stop(&self) {
+        let (waiting, held) = {
+            let mut inner = self.inner.lock();
+            (std::mem::take(&mut inner.by_id), std::mem::take(&mut inner.compactions))
+        };
+        // A reply that is dropped says so.
+        drop((waiting, held));
+    }
+}

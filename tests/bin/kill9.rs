@@ -1,1 +1,0 @@
-//! Kills a server under load, again and again, and checks that every promise survived.
