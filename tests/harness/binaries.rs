@@ -1,0 +1,89 @@
+//! Which programs the tests run: our own `etcd`, built when missing, and real ones when they are installed.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// A server program to test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binary {
+    /// What reports call it.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+impl Binary {
+    /// A program somewhere else, named after its file and folder.
+    pub fn at(path: impl Into<PathBuf>) -> Binary {
+        let path = path.into();
+        Binary { name: path.display().to_string(), path }
+    }
+}
+
+/// Our server: the program in `KEELSON_ETCD`, or the one of this build.
+///
+/// `cargo test` does not build the programs of other packages for a test, so this runs `cargo build` once; it does
+/// nothing when the program is up to date.
+///
+/// # Panics
+/// If the program cannot be built: no test of this package means anything without it.
+pub fn ours() -> Binary {
+    static OURS: OnceLock<Binary> = OnceLock::new();
+    OURS.get_or_init(|| match std::env::var_os("KEELSON_ETCD") {
+        Some(path) => Binary { name: "ours".into(), path: path.into() },
+        None => Binary { name: "ours".into(), path: build("etcd") },
+    })
+    .clone()
+}
+
+/// Builds the program of `package` with the profile of the running test and says where it is.
+fn build(package: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a running program has a path");
+    // target/<profile>/deps/test-1234 or target/<profile>/program
+    let folder = test.ancestors().skip(1).find(|folder| !folder.ends_with("deps")).expect("target/<profile>");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--locked", "--package", package]);
+    command.arg("--manifest-path").arg(workspace().join("Cargo.toml"));
+    command.arg("--target-dir").arg(folder.parent().expect("a profile's folder is inside the target folder"));
+    if folder.ends_with("release") {
+        command.arg("--release");
+    }
+    let status = command.status().expect("cargo runs");
+    assert!(status.success(), "cargo could not build {package}: {status}");
+    folder.join(package)
+}
+
+/// A real etcd to compare with: the program in `KEELSON_REFERENCE`, else the newest that `.ci/peers` has fetched, else
+/// the one that Debian's package installs. `None` where there is none; tests then say so and pass.
+pub fn reference() -> Option<Binary> {
+    if let Some(path) = std::env::var_os("KEELSON_REFERENCE") {
+        return Some(Binary::at(path));
+    }
+    let peers = peers();
+    [peers.join("3.5.1/etcd"), peers.join("3.4/etcd"), PathBuf::from("/usr/bin/etcd")]
+        .into_iter()
+        .find(|path| path.is_file())
+        .map(Binary::at)
+}
+
+/// Debian's `etcdctl`, or `None` where it is not installed: `KEELSON_ETCDCTL`, then `.ci/peers`, then the system's.
+pub fn etcdctl() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("KEELSON_ETCDCTL") {
+        return Some(path.into());
+    }
+    [peers().join("3.4/etcdctl"), PathBuf::from("/usr/bin/etcdctl")].into_iter().find(|path| path.is_file())
+}
+
+/// Where `.ci/peers` puts real etcds.
+fn peers() -> PathBuf {
+    match std::env::var_os("KEELSON_PEERS") {
+        Some(folder) => folder.into(),
+        None => workspace().join("target/peers"),
+    }
+}
+
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is inside the workspace")
+}
