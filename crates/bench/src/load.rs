@@ -1,0 +1,218 @@
+//! Closed-loop load: a number of clients, each with one request in flight, spread over a few connections.
+
+use crate::control::Control;
+use crate::error::BenchError;
+use crate::histogram::Histogram;
+use crate::process::Usage;
+use crate::wire::{Calls, Connection, Driver, Method, StreamId};
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+use tokio::time::{sleep_until, timeout};
+
+/// Clients share connections, as the goroutines of one program do; the same for every server.
+const CONNECTIONS: usize = 8;
+/// After the measured time, calls in flight get this long to end.
+const DRAIN: Duration = Duration::from_secs(30);
+/// No load that ends by itself may take longer.
+const COUNTED_PATIENCE: Duration = Duration::from_secs(1200);
+
+/// What the clients of one connection ask, and whether they got it.
+pub trait Requests: 'static {
+    /// The next request of `client` (0.. within the connection), written into the empty `message`; `None` to stop.
+    fn next(&mut self, client: usize, message: &mut Vec<u8>) -> Option<Method>;
+
+    /// Whether `message` is a right answer to the client's last request.
+    fn accept(&mut self, client: usize, message: &[u8]) -> bool;
+}
+
+/// When a load ends.
+#[derive(Clone, Copy, Debug)]
+pub enum Until {
+    /// After a warm-up and a measured time.
+    Time {
+        /// Not counted.
+        warm_up: Duration,
+        /// Counted.
+        measured: Duration,
+    },
+    /// When the requests run out.
+    Exhausted,
+}
+
+/// What a load has shown.
+pub struct Outcome {
+    /// Of the requests answered within the measured time.
+    pub latencies: Histogram,
+    /// The measured time.
+    pub elapsed: Duration,
+    /// The server's use during that time, if its process is known.
+    pub server_cpu: Option<Duration>,
+    /// This program's own CPU time.
+    pub client_cpu: Duration,
+}
+
+/// Runs `clients` clients against `address`; `requests` makes what those of one connection ask, given their numbers.
+pub async fn run<R: Requests>(
+    address: SocketAddr,
+    pid: Option<u32>,
+    clients: usize,
+    until: Until,
+    mut requests: impl FnMut(Range<usize>) -> R,
+) -> Result<Outcome, BenchError> {
+    let connections = clients.clamp(1, CONNECTIONS);
+    let mut open = Vec::new();
+    for index in 0..connections {
+        let share = clients * index / connections..clients * (index + 1) / connections;
+        let connection = Connection::open(address).await?;
+        if connection.max_streams() < share.len() {
+            let (limit, needed) = (connection.max_streams(), share.len());
+            return Err(BenchError::Wrong(format!("{limit} streams per connection allowed, {needed} needed")));
+        }
+        open.push((connection, share));
+    }
+    let begun = Instant::now();
+    let (start, end) = match until {
+        Until::Time { warm_up, measured } => (begun + warm_up, Some(begun + warm_up + measured)),
+        Until::Exhausted => (begun, None),
+    };
+    let mut tasks = JoinSet::new();
+    for (mut connection, share) in open {
+        let clients = share.len();
+        let mut driver = ClosedLoop::new(requests(share), clients, start, end);
+        tasks.spawn_local(async move {
+            for client in 0..clients {
+                driver.ask(connection.calls(), client);
+            }
+            connection.drive(&mut driver).await.map(|()| driver)
+        });
+    }
+    let (before, own_before, measured_from);
+    let mut finished = Vec::new();
+    if end.is_some() {
+        sleep_until(start.into()).await;
+    }
+    before = pid.map(Usage::of).transpose()?;
+    own_before = Usage::of(std::process::id())?.cpu;
+    measured_from = if end.is_some() { Instant::now() } else { start };
+    if let Some(end) = end {
+        sleep_until(end.into()).await;
+    } else {
+        finished = timeout(COUNTED_PATIENCE, join(&mut tasks))
+            .await
+            .map_err(|_| BenchError::TimedOut("the load", COUNTED_PATIENCE))??;
+    }
+    let elapsed = measured_from.elapsed();
+    let after = pid.map(Usage::of).transpose()?;
+    let client_cpu = Usage::of(std::process::id())?.cpu.saturating_sub(own_before);
+    if end.is_some() {
+        finished =
+            timeout(DRAIN, join(&mut tasks)).await.map_err(|_| BenchError::TimedOut("the last calls", DRAIN))??;
+    }
+    let mut latencies = Histogram::default();
+    let (mut failed, mut total) = (0, 0);
+    let mut refused = None;
+    for driver in &mut finished {
+        latencies.merge(&driver.latencies);
+        failed += driver.failed;
+        total += driver.total;
+        if let Some(client) = driver.failed_client {
+            let mut message = Vec::new();
+            refused = driver.requests.next(client, &mut message).map(|method| (method, message));
+        }
+    }
+    if failed > 0 {
+        let example = match refused {
+            Some((method, message)) => explain(address, method, &message).await,
+            None => "the answer was not the expected one".to_owned(),
+        };
+        return Err(BenchError::Failed { failed, total, example });
+    }
+    let server_cpu = before.zip(after).map(|(before, after)| after.cpu.saturating_sub(before.cpu));
+    Ok(Outcome { latencies, elapsed, server_cpu, client_cpu })
+}
+
+async fn join<R: Requests>(
+    tasks: &mut JoinSet<Result<ClosedLoop<R>, crate::wire::WireError>>,
+) -> Result<Vec<ClosedLoop<R>>, BenchError> {
+    let mut drivers = Vec::new();
+    while let Some(driver) = tasks.join_next().await {
+        match driver {
+            Ok(driver) => drivers.push(driver?),
+            Err(panicked) => return Err(BenchError::Wrong(panicked.to_string())),
+        }
+    }
+    Ok(drivers)
+}
+
+/// Repeats a request of the kind that failed, to learn the server's words.
+async fn explain(address: SocketAddr, method: Method, message: &[u8]) -> String {
+    let answer = async { Control::connect(address).await?.call_encoded(method.path(), message).await };
+    match timeout(DRAIN, answer).await {
+        Ok(Ok(_)) => "repeated, such a request is answered".to_owned(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "repeated, such a request is not answered".to_owned(),
+    }
+}
+
+/// The driver of one connection.
+struct ClosedLoop<R> {
+    requests: R,
+    sent: Vec<Instant>,
+    right: Vec<bool>,
+    message: Vec<u8>,
+    start: Instant,
+    end: Option<Instant>,
+    latencies: Histogram,
+    failed: u64,
+    failed_client: Option<usize>,
+    total: u64,
+}
+
+impl<R: Requests> ClosedLoop<R> {
+    fn new(requests: R, clients: usize, start: Instant, end: Option<Instant>) -> ClosedLoop<R> {
+        ClosedLoop {
+            requests,
+            sent: vec![start; clients],
+            right: vec![false; clients],
+            message: Vec::new(),
+            start,
+            end,
+            latencies: Histogram::default(),
+            failed: 0,
+            failed_client: None,
+            total: 0,
+        }
+    }
+
+    fn ask(&mut self, calls: &mut Calls, client: usize) {
+        self.message.clear();
+        if let Some(method) = self.requests.next(client, &mut self.message) {
+            self.right[client] = false;
+            self.sent[client] = Instant::now();
+            calls.start(client, method, &self.message, true);
+        }
+    }
+}
+
+impl<R: Requests> Driver for ClosedLoop<R> {
+    fn message(&mut self, _: &mut Calls, _: StreamId, client: usize, message: &[u8]) {
+        self.right[client] = self.requests.accept(client, message);
+    }
+
+    fn ended(&mut self, calls: &mut Calls, client: usize, answered: bool) {
+        let now = Instant::now();
+        self.total += 1;
+        if !(answered && self.right[client]) {
+            self.failed += 1;
+            self.failed_client = Some(client);
+        } else if now >= self.start && self.end.is_none_or(|end| now < end) {
+            self.latencies.record(now - self.sent[client]);
+        }
+        // A server that refuses everything would be asked as fast as it can refuse: that measures nothing.
+        if self.end.is_none_or(|end| now < end) && self.failed < 1000 {
+            self.ask(calls, client);
+        }
+    }
+}
