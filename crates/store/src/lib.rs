@@ -1,14 +1,54 @@
 //! Revisions on disk: an append-only, checksummed segment log and an ordered in-memory key index.
 //!
-//! This file is the agreed interface between `store` and `state`; bodies are being written.
+//! Every version of every key is one frame of the log, whose payload is the `mvccpb.KeyValue` that readers, watchers,
+//! snapshots and HashKV all want. The index says which versions there are and where; it lives in memory and is saved
+//! from time to time as a checkpoint, so that an open reads only the log behind it. Compaction edits the index;
+//! the bytes of dropped versions are reclaimed by copying what is left of the emptiest segments.
+//!
+//! Nothing here waits for an fsync except [`Writer::sync`], [`Writer::close`] and [`Store::maintain`]. What a crash
+//! takes from the log's end is told by the [`Mark`] that [`Store::open`] returns: the caller applies its own log again
+//! from there.
+//!
+//! # Invariants
+//! - Readers see published revisions only; a revision is published when the transaction that made it ends.
+//! - What [`Store::open`] finds is the effect of the caller's log up to exactly the mark it returns.
+//! - A location found in the index stays readable while a [`Pin`] taken before lives, whatever is reclaimed.
+//! - File numbers are never used twice.
+//! - A segment is removed only when the log that made its versions dead or moved is durable.
+//! - After a failed write or sync nothing is written any more.
+//!
+//! The bytes on disk are described in `FORMAT.md`.
 
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::Bytes;
 use disk::Disk;
+use parking_lot::{Mutex, RwLock};
+
+use crate::frame::Kind;
+use crate::index::{Index, Version};
+use crate::log::{Files, Tail};
+use crate::maintain::Maintenance;
+use crate::pins::Pins;
+use crate::recent::Recent;
+use crate::tables::Tables;
+
+mod checkpoint;
+mod frame;
+mod index;
+mod log;
+mod maintain;
+mod manifest;
+mod open;
+mod pins;
+mod recent;
+mod segment;
+mod stream;
+mod tables;
 
 /// A point in the history of the store. A transaction that writes advances `main` by one, however many keys it
 /// touches; `sub` counts its changes, from 0.
@@ -81,6 +121,20 @@ impl KeyRange {
         };
         Self { start: key, end }
     }
+
+    /// Whether `key` is in the range.
+    pub fn contains(&self, key: &[u8]) -> bool {
+        key >= &*self.start && !self.ends_before(key)
+    }
+
+    /// Whether `key`, which is at or above the start, is behind the end.
+    fn ends_before(&self, key: &[u8]) -> bool {
+        match &self.end {
+            RangeEnd::Single => key != self.start,
+            RangeEnd::Unbounded => false,
+            RangeEnd::Before(end) => key >= &**end,
+        }
+    }
 }
 
 /// The small tables beside the keys; `newest wins`, held in memory, saved in the same log.
@@ -99,6 +153,24 @@ pub enum Table {
     AuthRoles = 9,
     /// The v2 tree's own snapshot records.
     V2 = 10,
+}
+
+impl Table {
+    fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Meta,
+            2 => Self::Lease,
+            3 => Self::Alarm,
+            4 => Self::Cluster,
+            5 => Self::Members,
+            6 => Self::MembersRemoved,
+            7 => Self::Auth,
+            8 => Self::AuthUsers,
+            9 => Self::AuthRoles,
+            10 => Self::V2,
+            _ => return None,
+        })
+    }
 }
 
 /// Up to where the log has been applied. Every flush ends with one; recovery goes back to the newest valid one.
@@ -173,6 +245,16 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    fn io(file: &str, action: &'static str, source: io::Error) -> Self {
+        Self::Io { file: file.to_owned(), action, source }
+    }
+
+    fn corrupt(file: &str, offset: u64, what: &str) -> Self {
+        Self::Corrupt { file: file.to_owned(), offset, what: what.to_owned() }
+    }
+}
+
 /// Settings.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -192,15 +274,43 @@ impl Default for Options {
 
 /// The reading side; cheap to clone, used by many threads while the one [`Writer`] writes.
 #[derive(Clone, Debug)]
-pub struct Store(#[allow(dead_code)] Arc<()>);
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    files: Arc<Files>,
+    index: RwLock<Index>,
+    tables: RwLock<Tables>,
+    /// Newest published revision.
+    revision: AtomicI64,
+    /// Newest compaction asked for, and newest one carried out; -1 for none.
+    compacted: AtomicI64,
+    swept: AtomicI64,
+    pins: Pins,
+    maintenance: Mutex<Maintenance>,
+}
 
 /// The one writing side.
 #[derive(Debug)]
-pub struct Writer(#[allow(dead_code)] Store);
+pub struct Writer {
+    store: Store,
+    tail: Tail,
+    /// Changes in the running transaction.
+    sub: u32,
+}
 
 /// Keeps versions visible at its revision from being dropped or moved out of reach while it lives.
 #[derive(Debug)]
-pub struct Pin(#[allow(dead_code)] Store);
+pub struct Pin {
+    store: Store,
+    ticket: pins::Ticket,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.store.0.pins.release(self.ticket);
+    }
+}
 
 /// A version just written.
 #[derive(Clone, Debug)]
@@ -227,137 +337,253 @@ pub struct Deleted {
 impl Store {
     /// Opens or creates a store in `dir`. Everything behind the last valid mark is cut; the caller replays its log from
     /// there.
-    pub fn open(_disk: Arc<dyn Disk>, _dir: &Path, _options: Options) -> Result<(Self, Writer, Mark), StoreError> {
-        todo!()
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<(Self, Writer, Mark), StoreError> {
+        let opened = open::open(disk, dir, options)?;
+        let mark = opened.mark.clone();
+        let store = Self(Arc::new(Inner {
+            files: opened.files.clone(),
+            index: RwLock::new(opened.index),
+            tables: RwLock::new(opened.tables),
+            revision: AtomicI64::new(opened.revision),
+            compacted: AtomicI64::new(opened.compacted),
+            swept: AtomicI64::new(opened.compacted),
+            pins: Pins::default(),
+            maintenance: Mutex::new(opened.maintenance),
+        }));
+        let writer = Writer { store: store.clone(), tail: Tail::new(opened.files, opened.tail, opened.mark), sub: 0 };
+        Ok((store, writer, mark))
     }
+
     /// The newest published revision; 1 on an empty store.
     pub fn revision(&self) -> i64 {
-        todo!()
+        self.0.revision.load(Ordering::Acquire)
     }
+
     /// The revision of the last compaction that was asked for; -1 if there never was one.
     pub fn compact_revision(&self) -> i64 {
-        todo!()
+        self.0.compacted.load(Ordering::Acquire)
     }
+
+    /// Whether all asked-for compactions have been carried out.
+    pub fn compaction_done(&self) -> bool {
+        self.0.swept.load(Ordering::Acquire) >= self.compact_revision()
+    }
+
     /// The version of `key` visible at `at`.
-    pub fn get(&self, _key: &[u8], _at: i64) -> Option<Found> {
-        todo!()
+    pub fn get(&self, key: &[u8], at: i64) -> Option<Found> {
+        self.0.index.read().at(key, at)?.found()
     }
+
     /// Visits the keys of `range` that live at `at`, in key order, until `visit` breaks. The index lock is given up
     /// between chunks, and `visit` runs under it, so it must be quick and must not call the store.
-    pub fn scan(&self, _range: &KeyRange, _at: i64, _visit: &mut dyn FnMut(&[u8], Found) -> ControlFlow<()>) {
-        todo!()
+    pub fn scan(&self, range: &KeyRange, at: i64, visit: &mut dyn FnMut(&[u8], Found) -> ControlFlow<()>) {
+        if range.end == RangeEnd::Single {
+            let index = self.0.index.read();
+            if let Some(found) = index.at(&range.start, at).and_then(Version::found) {
+                // There is no next key to stop before.
+                let _whatever_comes = visit(&range.start, found);
+            }
+            return;
+        }
+        let mut cursor = range.start.to_vec();
+        loop {
+            let index = self.0.index.read();
+            let Some(chunk) = index.chunk(&cursor) else { return };
+            for (key, slot) in chunk.iter() {
+                if range.ends_before(key) {
+                    return;
+                }
+                if let Some(found) = slot.at(at).and_then(Version::found)
+                    && visit(key, found).is_break()
+                {
+                    return;
+                }
+            }
+            let Some(next) = chunk.next else { return };
+            cursor.clear();
+            cursor.extend_from_slice(next);
+        }
     }
+
     /// How many keys of `range` live at `at`.
-    pub fn count(&self, _range: &KeyRange, _at: i64) -> i64 {
-        todo!()
+    pub fn count(&self, range: &KeyRange, at: i64) -> i64 {
+        let mut count = 0;
+        self.scan(range, at, &mut |_, _| {
+            count += 1;
+            ControlFlow::Continue(())
+        });
+        count
     }
-    /// The `mvccpb.KeyValue` bytes at `location`, checked against their checksum.
-    pub fn read(&self, _location: Location) -> Result<Bytes, StoreError> {
-        todo!()
+
+    /// The `mvccpb.KeyValue` bytes at `location`, checked against their checksum. [`StoreError::Compacted`] if the
+    /// version has been dropped since it was found.
+    pub fn read(&self, location: Location) -> Result<Bytes, StoreError> {
+        self.0.files.read(location)
     }
+
     /// The same for many, in the given order, with neighbouring frames read together.
-    pub fn read_many(&self, _locations: &[Location], _each: &mut dyn FnMut(Bytes)) -> Result<(), StoreError> {
-        todo!()
+    pub fn read_many(&self, locations: &[Location], each: &mut dyn FnMut(Bytes)) -> Result<(), StoreError> {
+        self.0.files.read_many(locations, each)
     }
-    /// The changes of keys in `range` with `from <= main <= to`, in revision order: whole revisions only, at least one
-    /// and about `max` changes. Second value: whether there are more after the last one.
-    pub fn changes(
-        &self,
-        _range: &KeyRange,
-        _from: i64,
-        _to: i64,
-        _max: usize,
-    ) -> Result<(Vec<Change>, bool), StoreError> {
-        todo!()
-    }
+
     /// Holds everything visible at `at` until dropped.
-    pub fn pin(&self, _at: i64) -> Pin {
-        todo!()
+    pub fn pin(&self, at: i64) -> Pin {
+        Pin { store: self.clone(), ticket: self.0.pins.take(at) }
     }
-    /// etcd's HashKV at `at` (0 = newest).
-    pub fn hash_kv(&self, _at: i64) -> Result<HashKv, StoreError> {
-        todo!()
-    }
+
     /// One row of a table.
-    pub fn row(&self, _table: Table, _key: &[u8]) -> Option<Bytes> {
-        todo!()
+    pub fn row(&self, table: Table, key: &[u8]) -> Option<Bytes> {
+        self.0.tables.read().row(table, key)
     }
+
     /// All rows of a table in key order.
-    pub fn rows(&self, _table: Table) -> Vec<(Bytes, Bytes)> {
-        todo!()
+    pub fn rows(&self, table: Table) -> Vec<(Bytes, Bytes)> {
+        self.0.tables.read().rows(table)
     }
+
     /// Sizes now.
     pub fn size(&self) -> Size {
-        todo!()
+        let mut size = Size { total: 0, live: self.0.tables.read().live_bytes() };
+        for segment in self.0.files.segments.read().values() {
+            size.total += u64::from(segment.end());
+            size.live += segment.live();
+        }
+        size
     }
-    /// Every version in the index in revision order up to `at`, as bbolt's `key` bucket would hold them: revision,
-    /// whether it is a tombstone, KeyValue bytes. For snapshots.
-    pub fn export(
-        &self,
-        _at: i64,
-        _each: &mut dyn FnMut(Revision, bool, Bytes) -> ControlFlow<()>,
-    ) -> Result<(), StoreError> {
-        todo!()
-    }
-    /// Does one bounded step of background work (compaction of the index, space reclaim, checkpoint, scrub), at most
-    /// about a millisecond under any lock. Returns whether there is more to do now.
-    pub fn maintain(&self) -> Result<bool, StoreError> {
-        todo!()
+
+    /// How many keys the index holds, deleted ones that are not compacted yet included.
+    pub fn indexed_keys(&self) -> usize {
+        self.0.index.read().len()
     }
 }
 
 impl Writer {
     /// The reading side.
     pub fn store(&self) -> &Store {
-        todo!()
+        &self.store
     }
+
     /// The revision at which reads inside the running transaction see its own writes.
     pub fn in_progress(&self) -> i64 {
-        todo!()
+        self.store.revision() + 1
     }
+
+    fn next_revision(&self) -> Revision {
+        Revision { main: self.in_progress(), sub: self.sub.into() }
+    }
+
     /// Writes a version of `key` in the running transaction. Readers do not see it before [`Writer::commit`].
-    pub fn put(&mut self, _key: &Bytes, _value: &[u8], _lease: i64) -> Result<Written, StoreError> {
-        todo!()
+    pub fn put(&mut self, key: &Bytes, value: &[u8], lease: i64) -> Result<Written, StoreError> {
+        let modified = self.next_revision();
+        let previous = self.store.get(key, i64::MAX);
+        let (create_revision, version) = match &previous {
+            Some(found) => (found.meta.create_revision, found.meta.version + 1),
+            None => (modified.main, 1),
+        };
+        let (location, payload) = self.tail.append_version(Kind::Put, modified.main, self.sub, |out| {
+            frame::encode_key_value(out, key, create_revision, modified.main, version, value, lease);
+        })?;
+        let meta = KeyMeta { create_revision, modified, version, leased: lease != 0 };
+        self.add(key, Version::put(meta, location), payload.clone());
+        Ok(Written { meta, payload, previous })
     }
+
     /// Deletes `key` in the running transaction; `None` if it does not live.
-    pub fn delete(&mut self, _key: &[u8]) -> Result<Option<Deleted>, StoreError> {
-        todo!()
+    pub fn delete(&mut self, key: &[u8]) -> Result<Option<Deleted>, StoreError> {
+        let Some(previous) = self.store.get(key, i64::MAX) else { return Ok(None) };
+        let revision = self.next_revision();
+        let (location, payload) = self.tail.append_version(Kind::Tombstone, revision.main, self.sub, |out| {
+            frame::encode_key_value(out, key, 0, 0, 0, &[], 0);
+        })?;
+        self.add(key, Version::tombstone(revision, location), payload.clone());
+        Ok(Some(Deleted { revision, payload, previous }))
     }
+
+    fn add(&mut self, key: &[u8], version: Version, payload: Bytes) {
+        let inner = &*self.store.0;
+        // In memory first: who finds it in the index must be able to read it.
+        inner.files.recent.write().push(Recent {
+            revision: version.revision(),
+            deleted: version.is_tombstone(),
+            location: version.location(),
+            payload,
+        });
+        let replaced = inner.index.write().insert(key, version);
+        assert!(replaced.is_none(), "revision {:?} was written twice", version.revision());
+        self.sub += 1;
+    }
+
     /// Ends the running transaction and publishes its revision. Returns the current revision.
     pub fn commit(&mut self) -> i64 {
-        todo!()
+        let mut revision = self.store.revision();
+        if self.sub > 0 {
+            revision += 1;
+            self.sub = 0;
+            self.store.0.revision.store(revision, Ordering::Release);
+        }
+        revision
     }
+
     /// Records a compaction at `revision` (checked: above the last one, not in the future). The work is done by
     /// [`Store::maintain`].
-    pub fn compact(&mut self, _revision: i64) -> Result<(), StoreError> {
-        todo!()
+    pub fn compact(&mut self, revision: i64) -> Result<(), StoreError> {
+        if revision <= self.store.compact_revision() {
+            return Err(StoreError::Compacted);
+        }
+        if revision > self.store.revision() {
+            return Err(StoreError::FutureRevision);
+        }
+        self.tail.append(Kind::Compaction, revision, 0, |_| {})?;
+        self.store.0.compacted.store(revision, Ordering::Release);
+        Ok(())
     }
+
     /// Whether all asked-for compactions have been carried out.
     pub fn compaction_done(&self) -> bool {
-        todo!()
+        self.store.compaction_done()
     }
+
     /// Writes a row.
-    pub fn set_row(&mut self, _table: Table, _key: &[u8], _value: &[u8]) -> Result<(), StoreError> {
-        todo!()
+    pub fn set_row(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        self.tail.append(Kind::SetRow, 0, 0, |out| tables::encode_row(out, table, key, value))?;
+        self.store.0.tables.write().set(table, key, value);
+        Ok(())
     }
+
     /// Removes a row.
-    pub fn remove_row(&mut self, _table: Table, _key: &[u8]) -> Result<(), StoreError> {
-        todo!()
+    pub fn remove_row(&mut self, table: Table, key: &[u8]) -> Result<(), StoreError> {
+        self.tail.append(Kind::RemoveRow, 0, 0, |out| tables::encode_row(out, table, key, &[]))?;
+        self.store.0.tables.write().remove(table, key);
+        Ok(())
     }
-    /// Notes how far the log has been applied; written with the next flush.
-    pub fn mark(&mut self, _mark: Mark) {
-        todo!()
+
+    /// Notes how far the log has been applied: everything written so far, and nothing else, is the effect of the log
+    /// up to `mark`. It is written with the next flush, unless more is appended first: so note one after every applied
+    /// entry. A failure to write shows in the next call that returns an error.
+    pub fn mark(&mut self, mark: Mark) {
+        assert!(self.sub == 0, "a mark inside a transaction would make recovery keep half of it");
+        self.tail.note(mark);
+        if self.tail.is_due() {
+            // The failure is kept: every later call returns it.
+            let _kept = self.flush();
+        }
     }
-    /// Writes what is buffered, ending with the newest mark. Does not sync.
+
+    /// Writes what is buffered, ending with the newest mark. Does not sync. What was appended after the newest mark is
+    /// written, but a crash takes it back.
     pub fn flush(&mut self) -> Result<(), StoreError> {
-        todo!()
+        self.tail.flush(self.store.revision())
     }
+
     /// Flushes and makes everything durable; the log behind the returned mark may be released.
     pub fn sync(&mut self) -> Result<Mark, StoreError> {
-        todo!()
+        self.flush()?;
+        self.store.0.files.sync_marked()
     }
+
     /// Flushes, syncs and writes an index checkpoint, so that the next open is fast. For a clean stop.
-    pub fn close(self) -> Result<(), StoreError> {
-        todo!()
+    pub fn close(mut self) -> Result<(), StoreError> {
+        self.sync()?;
+        Ok(())
     }
 }
