@@ -1,15 +1,31 @@
 //! Clients talking to us.
 //!
-//! This crate translates: HTTP/2 frames, gRPC messages, JSON and plain HTTP on one side, calls of [`Member`] on the
-//! other. It decides nothing; it is the one place where errors become wire errors ([`status`]).
+//! This crate translates: HTTP/2 frames, gRPC messages and plain HTTP on one side, calls of [`Member`] on the other. It
+//! decides nothing; it is the one place where errors become wire errors ([`status`]).
+//!
+//! # How it is driven
+//! One thread per core, each with a single-threaded tokio runtime and a `LocalSet`. Inside it:
+//! ```ignore
+//! let worker = Worker::new(shared);   // shared: Arc<Shared>, the same for all threads
+//! worker.start();
+//! // for each accepted connection (TCP_NODELAY set):
+//! spawn_local(serve_connection(stream, worker.clone()));
+//! ```
+//! A connection stays on the thread that accepted it. Answers come back from the apply thread through a [`Reply`], or
+//! many at once through an [`Outbox`].
 
+mod conn;
 pub mod grpc;
 pub mod mailbox;
 pub mod member;
-#[allow(dead_code)] // the calls that count are on their way
 pub mod metrics;
+pub mod ops;
 pub mod status;
+mod worker;
 
+pub use conn::serve_connection;
 pub use mailbox::{Outbox, Reply};
 pub use member::{Answer, Identity, Limits, Member, MemberChange, Outcome, SnapshotSource, Status, TimeToLive};
 pub use metrics::Metrics;
+pub use ops::HttpOptions;
+pub use worker::{Shared, Worker};

@@ -192,6 +192,11 @@ impl Metrics {
         self.calls.handling.as_ref().map(|(_, by_method)| &by_method[method as usize])
     }
 
+    /// Whether durations of calls are measured.
+    pub(crate) fn measures_handling(&self) -> bool {
+        self.calls.handling.is_some()
+    }
+
     /// Everything in the text format, after the gauges that mirror the member's state have been brought up to date.
     pub fn scrape(&self, member: &dyn Member) -> Vec<u8> {
         let status = member.status();
@@ -206,6 +211,14 @@ impl Metrics {
         self.db_in_use.set(status.db_size_in_use);
         self.current_revision.set(reader.revision());
         self.compact_revision.set(reader.compact_revision());
+        let mut watching = [0; 3];
+        for worker in self.calls.workers.lock().iter() {
+            let counts = [&worker.watch_streams, &worker.watchers, &worker.slow_watchers];
+            watching.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count.get() as i64);
+        }
+        self.watch_streams.set(watching[0]);
+        self.watchers.set(watching[1]);
+        self.slow_watchers.set(watching[2]);
         self.cluster_version.reset();
         if !status.cluster_version.is_empty() {
             self.cluster_version.with_label_values(&[minor_version(&status.cluster_version)]).set(1);
@@ -238,6 +251,10 @@ impl Single {
         self.0.store(self.0.load(Relaxed).wrapping_add(count), Relaxed);
     }
 
+    fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
     fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -249,6 +266,9 @@ pub struct CallCounters {
     methods: Vec<MethodCounters>,
     received_bytes: Single,
     sent_bytes: Single,
+    watch_streams: Single,
+    watchers: Single,
+    slow_watchers: Single,
 }
 
 #[derive(Debug, Default)]
@@ -265,7 +285,17 @@ impl CallCounters {
             methods: Method::ALL.iter().map(|_| MethodCounters::default()).collect(),
             received_bytes: Single::default(),
             sent_bytes: Single::default(),
+            watch_streams: Single::default(),
+            watchers: Single::default(),
+            slow_watchers: Single::default(),
         }
+    }
+
+    /// How many watch streams and watchers there are now, and how many of those lag behind.
+    pub(crate) fn watching(&self, streams: usize, watchers: usize, slow: usize) {
+        self.watch_streams.set(streams as u64);
+        self.watchers.set(watchers as u64);
+        self.slow_watchers.set(slow as u64);
     }
 
     /// A call began.

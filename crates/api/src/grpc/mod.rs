@@ -1,2 +1,326 @@
 //! gRPC, directly on HTTP/2.
+//!
+//! A call is taken by the task that reads its connection. If the request is there (a unary request nearly always
+//! comes in the same packet as its headers) it is decoded and begun right away; what has to wait leaves a continuation
+//! with the [`Worker`] and no task. Only calls that stream, or whose request is still on its way, get one.
+
+mod cluster;
+mod health;
+mod kv;
+mod lease;
+mod maintenance;
 pub mod method;
+pub(crate) mod watch;
+pub(crate) mod wire;
+
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Request};
+use prometheus::IntCounter;
+use proto::etcdserverpb as pb;
+use state::Error;
+use tokio::task::spawn_local;
+use tokio::time::{Instant, timeout_at};
+
+use crate::status::{Code, Refusal};
+use crate::worker::Worker;
+use method::{Kind, Method};
+use wire::{Broken, Incoming, Responder, parse_timeout};
+
+/// Begins a request that came over HTTP/2, be it a call or plain HTTP.
+pub(crate) fn begin(worker: &Rc<Worker>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let (head, body) = request.into_parts();
+    if !is_grpc(&head.headers) {
+        spawn_local(crate::ops::serve_http2(worker.clone(), head, respond));
+        return;
+    }
+    let path = head.uri.path();
+    let Some(method) = Method::from_path(path) else {
+        wire::refuse_unknown(&mut respond, Method::unknown(path));
+        return;
+    };
+    worker.counters.started(method);
+    let mut responder = Responder::new(respond, method, None, worker.start_time());
+    match deadline(&head.headers) {
+        Ok(deadline) => responder.deadline = deadline,
+        Err(refusal) => return responder.refuse(worker, refusal),
+    }
+    let require_leader = head.headers.get("hasleader").is_some_and(|value| value == "true");
+    if let Err(refusal) = admit(worker, method, require_leader, &head.headers) {
+        return responder.refuse(worker, refusal);
+    }
+    let encoding = head.headers.get("grpc-encoding").cloned();
+    let mut incoming = Incoming::new(body, worker.max_message_bytes(), encoding);
+    match method.kind() {
+        Kind::BidiStream if method == Method::Watch => {
+            spawn_local(watch::serve(worker.clone(), responder, incoming, require_leader));
+        }
+        Kind::BidiStream => {
+            spawn_local(lease::keep_alive(worker.clone(), responder, incoming));
+        }
+        Kind::Unary | Kind::ServerStream => match incoming.poll_message(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(message) => begin_with(worker, responder, message),
+            Poll::Pending => {
+                spawn_local(begin_later(worker.clone(), responder, incoming));
+            }
+        },
+    }
+}
+
+/// For a request that had not arrived when its headers did.
+async fn begin_later(worker: Rc<Worker>, responder: Responder, mut incoming: Incoming) {
+    let message = match responder.deadline {
+        None => incoming.message().await,
+        Some(deadline) => match timeout_at(deadline, incoming.message()).await {
+            Ok(message) => message,
+            Err(_) => return responder.refuse(&worker, Error::DeadlineExceeded),
+        },
+    };
+    begin_with(&worker, responder, message);
+}
+
+fn begin_with(worker: &Rc<Worker>, responder: Responder, message: Result<Option<Bytes>, Broken>) {
+    match message {
+        Ok(Some(message)) => {
+            worker.counters.received(responder.method, message.len());
+            run(worker, responder, message);
+        }
+        Ok(None) => responder.refuse(worker, Refusal::new(Code::Internal, "EOF")),
+        Err(Broken::Reset) => responder.abandoned(worker),
+        Err(Broken::Refused(refusal)) => responder.refuse(worker, refusal),
+    }
+}
+
+/// Runs a call with one request.
+fn run(worker: &Rc<Worker>, responder: Responder, message: Bytes) {
+    match responder.method {
+        Method::Range => with(worker, responder, message, kv::range),
+        Method::Put => with(worker, responder, message, kv::put),
+        Method::Txn => with(worker, responder, message, kv::txn),
+        Method::DeleteRange => with(worker, responder, message, kv::delete_range),
+        Method::Compact => with(worker, responder, message, kv::compact),
+        Method::RangeStream => with(worker, responder, message, kv::range_stream),
+        Method::LeaseGrant => with(worker, responder, message, lease::grant),
+        Method::LeaseRevoke => with(worker, responder, message, lease::revoke),
+        Method::LeaseTimeToLive => with(worker, responder, message, lease::time_to_live),
+        Method::LeaseLeases => with(worker, responder, message, lease::leases),
+        Method::MemberAdd => with(worker, responder, message, cluster::add),
+        Method::MemberRemove => with(worker, responder, message, cluster::remove),
+        Method::MemberUpdate => with(worker, responder, message, cluster::update),
+        Method::MemberList => with(worker, responder, message, cluster::list),
+        Method::MemberPromote => with(worker, responder, message, cluster::promote),
+        Method::Alarm => with(worker, responder, message, maintenance::alarm),
+        Method::Status => with(worker, responder, message, maintenance::status),
+        Method::Defragment => with(worker, responder, message, maintenance::defragment),
+        Method::Hash => with(worker, responder, message, maintenance::hash),
+        Method::HashKv => with(worker, responder, message, maintenance::hash_kv),
+        Method::Snapshot => with(worker, responder, message, maintenance::snapshot),
+        Method::MoveLeader => with(worker, responder, message, maintenance::move_leader),
+        Method::Downgrade => with(worker, responder, message, maintenance::downgrade),
+        Method::HealthCheck => with(worker, responder, message, health::check),
+        Method::HealthList => with(worker, responder, message, health::list),
+        Method::HealthWatch => with(worker, responder, message, health::watch),
+        Method::Lock
+        | Method::Unlock
+        | Method::Campaign
+        | Method::Proclaim
+        | Method::Leader
+        | Method::Observe
+        | Method::Resign => not_offered(worker, responder),
+        Method::AuthEnable
+        | Method::AuthDisable
+        | Method::AuthStatus
+        | Method::Authenticate
+        | Method::UserAdd
+        | Method::UserGet
+        | Method::UserList
+        | Method::UserDelete
+        | Method::UserChangePassword
+        | Method::UserGrantRole
+        | Method::UserRevokeRole
+        | Method::RoleAdd
+        | Method::RoleGet
+        | Method::RoleList
+        | Method::RoleDelete
+        | Method::RoleGrantPermission
+        | Method::RoleRevokePermission => not_offered(worker, responder),
+        Method::Watch | Method::LeaseKeepAlive => unreachable!("streams of requests do not come here"),
+    }
+}
+
+fn not_offered(worker: &Worker, responder: Responder) {
+    let message = format!("{} is not offered by this server", responder.method.path());
+    responder.refuse(worker, Refusal::new(Code::Unimplemented, message));
+}
+
+/// Decodes the request and hands it to its method.
+fn with<M: prost::Message + Default>(
+    worker: &Rc<Worker>,
+    responder: Responder,
+    message: Bytes,
+    method: impl FnOnce(&Rc<Worker>, Responder, M),
+) {
+    match decode(message) {
+        Ok(request) => method(worker, responder, request),
+        Err(refusal) => responder.refuse(worker, refusal),
+    }
+}
+
+pub(crate) fn decode<M: prost::Message + Default>(message: Bytes) -> Result<M, Refusal> {
+    M::decode(message)
+        .map_err(|error| Refusal::new(Code::Internal, format!("grpc: error unmarshalling request: {error}")))
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, Refusal> {
+    match headers.get("grpc-timeout") {
+        None => Ok(None),
+        // One that cannot be added to the clock is as good as none.
+        Some(value) => Ok(Instant::now().checked_add(parse_timeout(value)?)),
+    }
+}
+
+/// What can be said of a call before its request is read.
+fn admit(worker: &Worker, method: Method, require_leader: bool, headers: &HeaderMap) -> Result<(), Refusal> {
+    let member = worker.member();
+    if member.is_learner() && !method.served_by_learner() {
+        return Err(Error::NotSupportedForLearner.into());
+    }
+    worker.client_versions.borrow_mut().count(worker, method, headers.get("client-api-version"))?;
+    if require_leader && member.leader() == 0 {
+        return Err(Error::NoLeader.into());
+    }
+    Ok(())
+}
+
+/// The counters of `etcd_server_client_requests_total` that this worker has met. Clients name their version in every
+/// request, nearly always the same few.
+#[derive(Default)]
+pub(crate) struct ClientVersions {
+    known: Vec<KnownVersion>,
+}
+
+struct KnownVersion {
+    version: HeaderValue,
+    unary: IntCounter,
+    stream: IntCounter,
+}
+
+impl ClientVersions {
+    /// More versions than this are counted as unknown, so that a client cannot grow the metrics at will.
+    const MOST: usize = 64;
+
+    fn count(&mut self, worker: &Worker, method: Method, version: Option<&HeaderValue>) -> Result<(), Refusal> {
+        static UNKNOWN: HeaderValue = HeaderValue::from_static("unknown");
+        let mut version = version.unwrap_or(&UNKNOWN);
+        let position = match self.known.iter().position(|known| known.version == *version) {
+            Some(position) => position,
+            None => {
+                let text = std::str::from_utf8(version.as_bytes()).map_err(|_| Error::InvalidClientAPIVersion)?;
+                if self.known.len() >= Self::MOST {
+                    version = &UNKNOWN;
+                }
+                let text = if version == UNKNOWN { "unknown" } else { text };
+                let requests = &worker.shared.metrics.client_requests;
+                self.known.push(KnownVersion {
+                    version: version.clone(),
+                    unary: requests.with_label_values(&["unary", text]),
+                    stream: requests.with_label_values(&["stream", text]),
+                });
+                // One over the limit replaces nothing: the entry for "unknown" is found from now on.
+                self.known.truncate(Self::MOST + 1);
+                self.known.len() - 1
+            }
+        };
+        let known = &self.known[position];
+        match method.kind() {
+            Kind::Unary => known.unary.inc(),
+            Kind::ServerStream | Kind::BidiStream => known.stream.inc(),
+        }
+        Ok(())
+    }
+}
+
+/// A read that may have to wait for a barrier.
+#[derive(Debug)]
+pub(crate) enum Read {
+    Range(pb::RangeRequest),
+    Txn(pb::TxnRequest),
+    Members,
+}
+
+impl Read {
+    /// Answers now from what this member has applied.
+    pub(crate) fn run(self, worker: &Rc<Worker>, responder: Responder) {
+        match self {
+            Read::Range(request) => kv::run_range(worker, responder, request),
+            Read::Txn(request) => kv::run_txn(worker, responder, request),
+            Read::Members => cluster::run_list(worker, responder),
+        }
+    }
+}
+
+/// Runs a read now if it may see what this member has, or after a barrier.
+fn read(worker: &Rc<Worker>, responder: Responder, read: Read, serializable: bool) {
+    if serializable || worker.member().read_is_local() {
+        read.run(worker, responder);
+    } else {
+        worker.read_after_barrier(responder, read);
+    }
+}
+
+/// Answers a call with the result of its log entry.
+pub(crate) fn answer_applied(worker: &Worker, responder: Responder, response: state::Response) {
+    use state::Response;
+    let frame = match response {
+        Response::Put(mut response) => {
+            worker.complete(&mut response.header);
+            worker.frame(&response)
+        }
+        Response::DeleteRange(mut response) => {
+            worker.complete(&mut response.header);
+            worker.frame(&response)
+        }
+        Response::Txn(mut response) => {
+            worker.complete(&mut response.header);
+            worker.frame(&response)
+        }
+        Response::Range(mut response) => {
+            worker.complete(&mut response.header);
+            worker.frame(&response)
+        }
+        Response::Compact { mut response, .. } => {
+            worker.complete(&mut response.header);
+            worker.frame(&response)
+        }
+        Response::LeaseGrant(mut response) => {
+            worker.complete(&mut response.header);
+            worker.frame(&response)
+        }
+        Response::LeaseRevoke(mut response) => {
+            worker.complete(&mut response.header);
+            worker.frame(&response)
+        }
+        Response::LeaseCheckpoint(mut response) => {
+            worker.complete(&mut response.header);
+            worker.frame(&response)
+        }
+        Response::Alarm(mut response) => {
+            worker.complete(&mut response.header);
+            worker.frame(&response)
+        }
+        Response::None => {
+            let error = Error::Internal("etcdserver: the entry has no answer".into());
+            return responder.refuse(worker, error);
+        }
+    };
+    responder.message(worker, frame);
+}

@@ -1,0 +1,280 @@
+//! One connection: which protocol it speaks, and its life.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use h2::Ping;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::grpc;
+use crate::worker::Worker;
+
+/// What an HTTP/2 client says first.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How long a client may take to say its first words.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long an HTTP/1.1 client may take to send its headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// What a stream may receive before it must be read.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// The same for a connection.
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// Largest header list; metadata is small, tokens included.
+const MAX_HEADER_LIST_BYTES: u32 = 64 << 10;
+/// A stream's unsent bytes above which it counts as not ready.
+const SEND_BUFFER_BYTES: usize = 512 << 10;
+/// Streams that may be opened and reset before they are even looked at; a client that does more floods us.
+const MAX_UNSEEN_RESETS: usize = 200;
+/// Requests taken from a connection before they are begun; their answers leave in as few writes.
+const REQUESTS_AT_ONCE: usize = 64;
+
+/// Serves a connection until it ends. TCP_NODELAY is the caller's business. Runs inside the worker's `LocalSet`.
+pub async fn serve_connection<I>(mut io: I, worker: Rc<Worker>)
+where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let Ok(Ok((greeting, is_http2))) = timeout(GREETING_TIMEOUT, read_greeting(&mut io)).await else { return };
+    let io = Rewound { greeting, io };
+    // How a connection ends is the client's business and no news.
+    if is_http2 {
+        let _ = serve_http2(io, &worker).await;
+    } else {
+        let _ = serve_http1(io, &worker).await;
+    }
+}
+
+/// Reads until it is clear whether the client speaks HTTP/2.
+async fn read_greeting(io: &mut (impl AsyncRead + Unpin)) -> io::Result<(Bytes, bool)> {
+    let mut greeting = [0; PREFACE.len()];
+    let mut filled = 0;
+    loop {
+        let read = io.read(&mut greeting[filled..]).await?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        filled += read;
+        let said = &greeting[..filled];
+        if said == PREFACE {
+            return Ok((Bytes::from_static(PREFACE), true));
+        }
+        if !PREFACE.starts_with(said) {
+            return Ok((Bytes::copy_from_slice(said), false));
+        }
+    }
+}
+
+async fn serve_http1<I>(io: Rewound<I>, worker: &Rc<Worker>) -> hyper::Result<()>
+where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let service = service_fn(|request| crate::ops::serve_http1(worker.clone(), request));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(io), service);
+    let mut connection = std::pin::pin!(connection);
+    let mut closing = worker.shared.closing.clone();
+    tokio::select! {
+        result = connection.as_mut() => return result,
+        () = closed(&mut closing) => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+/// Waits until the process stops.
+async fn closed(closing: &mut tokio::sync::watch::Receiver<bool>) {
+    if closing.wait_for(|closing| *closing).await.is_err() {
+        // Whoever would have told us is gone, so nobody wants us to stop.
+        std::future::pending().await
+    }
+}
+
+enum Event {
+    Requests,
+    Closing,
+    KeepAlive,
+    Ended,
+}
+
+async fn serve_http2<I>(io: Rewound<I>, worker: &Rc<Worker>) -> Result<(), h2::Error>
+where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let limits = worker.member().limits();
+    let handshake = h2::server::Builder::new()
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(limits.max_concurrent_streams)
+        .max_header_list_size(MAX_HEADER_LIST_BYTES)
+        .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .max_pending_accept_reset_streams(MAX_UNSEEN_RESETS)
+        .handshake::<_, Bytes>(io);
+    let Ok(connection) = timeout(GREETING_TIMEOUT, handshake).await else { return Ok(()) };
+    let mut connection = connection?;
+
+    let mut keep_alive = KeepAlive::new(limits, &mut connection);
+    let mut closing = worker.shared.closing.clone();
+    let mut closing = std::pin::pin!(closed(&mut closing));
+    let mut is_closing = false;
+    let mut requests = Vec::with_capacity(REQUESTS_AT_ONCE);
+    loop {
+        let event = poll_fn(|cx| {
+            while requests.len() < REQUESTS_AT_ONCE {
+                match connection.poll_accept(cx) {
+                    Poll::Ready(Some(Ok(request))) => requests.push(request),
+                    // What was taken before the end is still worth an answer: the client may only have half-closed.
+                    Poll::Ready(_) if requests.is_empty() => return Poll::Ready(Event::Ended),
+                    Poll::Ready(_) | Poll::Pending => break,
+                }
+            }
+            if !requests.is_empty() {
+                return Poll::Ready(Event::Requests);
+            }
+            if let Some(keep_alive) = &mut keep_alive
+                && keep_alive.poll_dead(cx).is_ready()
+            {
+                return Poll::Ready(Event::KeepAlive);
+            }
+            if !is_closing && closing.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Event::Closing);
+            }
+            Poll::Pending
+        })
+        .await;
+        match event {
+            Event::Requests => {
+                for (request, respond) in requests.drain(..) {
+                    grpc::begin(worker, request, respond);
+                }
+                if let Some(keep_alive) = &mut keep_alive {
+                    keep_alive.seen();
+                }
+            }
+            Event::Closing => {
+                is_closing = true;
+                connection.graceful_shutdown();
+            }
+            // The client's host is gone: nobody would ever tell us.
+            Event::KeepAlive | Event::Ended => return Ok(()),
+        }
+    }
+}
+
+/// Pings a quiet connection, and notices when nobody answers.
+struct KeepAlive {
+    pings: h2::PingPong,
+    interval: Duration,
+    timeout: Duration,
+    timer: Pin<Box<tokio::time::Sleep>>,
+    /// When something last came from the client.
+    seen: Instant,
+    waits_for_pong: bool,
+}
+
+impl KeepAlive {
+    /// `None` if it is switched off.
+    fn new<T>(limits: &crate::Limits, connection: &mut h2::server::Connection<T, Bytes>) -> Option<Self>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        if limits.keepalive_interval_ms == 0 {
+            return None;
+        }
+        let interval = Duration::from_millis(limits.keepalive_interval_ms);
+        Some(Self {
+            pings: connection.ping_pong()?,
+            interval,
+            timeout: Duration::from_millis(limits.keepalive_timeout_ms),
+            timer: Box::pin(sleep(interval)),
+            seen: Instant::now(),
+            waits_for_pong: false,
+        })
+    }
+
+    fn seen(&mut self) {
+        self.seen = Instant::now();
+    }
+
+    /// Ready when a ping was not answered in time.
+    fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.waits_for_pong
+                && let Poll::Ready(pong) = self.pings.poll_pong(cx)
+            {
+                if pong.is_err() {
+                    return Poll::Ready(());
+                }
+                self.waits_for_pong = false;
+                self.seen = Instant::now();
+                self.timer.as_mut().reset(self.seen + self.interval);
+            }
+            ready!(self.timer.as_mut().poll(cx));
+            if self.waits_for_pong {
+                return Poll::Ready(());
+            }
+            let quiet_until = self.seen + self.interval;
+            if quiet_until > Instant::now() {
+                self.timer.as_mut().reset(quiet_until);
+            } else if self.pings.send_ping(Ping::opaque()).is_ok() {
+                self.waits_for_pong = true;
+                self.timer.as_mut().reset(Instant::now() + self.timeout);
+            } else {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+/// A stream whose first bytes were read already and are read again.
+struct Rewound<I> {
+    greeting: Bytes,
+    io: I,
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Rewound<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.greeting.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        let length = self.greeting.len().min(buf.remaining());
+        buf.put_slice(&self.greeting[..length]);
+        self.greeting.advance(length);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Rewound<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,209 @@
+//! Plain HTTP: health, version, metrics. The same answers over HTTP/1.1 and HTTP/2.
+
+mod checks;
+
+use std::convert::Infallible;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONTENT_LENGTH,
+    CONTENT_TYPE, HOST, ORIGIN,
+};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use serde_json::json;
+
+use crate::metrics::file_descriptors;
+use crate::worker::Worker;
+
+/// Settings of the plain HTTP side.
+#[derive(Clone, Debug)]
+pub struct HttpOptions {
+    /// `--cors`: origins that scripts may come from; `*` = all.
+    pub cors: Vec<String>,
+    /// `--host-whitelist`: names under which plain HTTP clients may address us; `*` = all.
+    pub host_whitelist: Vec<String>,
+}
+
+impl Default for HttpOptions {
+    fn default() -> Self {
+        Self { cors: vec!["*".into()], host_whitelist: vec!["*".into()] }
+    }
+}
+
+/// Answers a request over HTTP/1.1. Its body, if any, is of no interest to any path here.
+pub(crate) async fn serve_http1(
+    worker: Rc<Worker>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (head, _body) = request.into_parts();
+    Ok(respond(&worker, &head).await.map(Full::new))
+}
+
+/// Answers a request over HTTP/2.
+pub(crate) async fn serve_http2(worker: Rc<Worker>, head: Parts, mut send: SendResponse<Bytes>) {
+    let response = respond(&worker, &head).await;
+    let body = response.body().clone();
+    let empty = body.is_empty() || head.method == Method::HEAD;
+    // An error means that the client has gone.
+    if let Ok(mut stream) = send.send_response(response.map(|_| ()), empty)
+        && !empty
+    {
+        let _ = stream.send_data(body, true);
+    }
+}
+
+async fn respond(worker: &Rc<Worker>, head: &Parts) -> Response<Bytes> {
+    let options = &worker.shared.http;
+    if let Some(refusal) = refuse_host(options, &head.uri, &head.headers) {
+        return refusal;
+    }
+    let mut response = if head.method == Method::OPTIONS {
+        empty(StatusCode::OK)
+    } else {
+        route(worker, &head.method, &head.uri).await
+    };
+    allow_origin(options, &head.headers, response.headers_mut());
+    response
+}
+
+async fn route(worker: &Rc<Worker>, method: &Method, uri: &Uri) -> Response<Bytes> {
+    let path = uri.path();
+    let query = uri.query().unwrap_or("");
+    match path {
+        "/health" => only_get(method, checks::health(worker, query)).await,
+        "/version" => only_get(method, async { version(worker) }).await,
+        "/metrics" => metrics(worker),
+        "/debug/vars" => variables(worker),
+        _ => {
+            let (root, check) = match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
+                Some((root, check)) => (root, Some(check)),
+                None => (path.trim_start_matches('/'), None),
+            };
+            match checks::group(root, check) {
+                Some(group) => only_get(method, checks::run(worker, &group, query)).await,
+                None => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+            }
+        }
+    }
+}
+
+async fn only_get(method: &Method, response: impl Future<Output = Response<Bytes>>) -> Response<Bytes> {
+    if method == Method::GET {
+        return response.await;
+    }
+    let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
+    refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
+    refusal
+}
+
+fn version(worker: &Worker) -> Response<Bytes> {
+    let status = worker.member().status();
+    let or = |version: String, absent: &str| if version.is_empty() { absent.to_owned() } else { version };
+    // Written by hand, so that the fields come in etcd's order.
+    let body = format!(
+        r#"{{"etcdserver":{},"etcdcluster":{},"storage":{}}}"#,
+        json!(status.version),
+        json!(or(status.cluster_version, "not_decided")),
+        json!(or(status.storage_version, "unknown")),
+    );
+    with_type(StatusCode::OK, "application/json", body)
+}
+
+fn metrics(worker: &Worker) -> Response<Bytes> {
+    let body = worker.shared.metrics.scrape(worker.member());
+    with_type(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
+}
+
+fn variables(worker: &Worker) -> Response<Bytes> {
+    let status = worker.member().status();
+    let identity = worker.member().identity();
+    let is_leader = status.leader == identity.member_id;
+    let body = json!({
+        "cmdline": std::env::args().collect::<Vec<_>>(),
+        "file_descriptor_limit": file_descriptors().1 as i64,
+        "memstats": {},
+        "raft.status": {
+            "id": format!("{:x}", identity.member_id),
+            "term": status.term,
+            "commit": status.raft_index,
+            "lead": format!("{:x}", status.leader),
+            "raftState": if is_leader { "StateLeader" } else { "StateFollower" },
+            "applied": status.applied_index,
+        },
+    });
+    with_type(StatusCode::OK, "application/json; charset=utf-8", body.to_string())
+}
+
+// --- who may ask ---
+
+/// Refuses a request that names us by a name we do not go by: a web page that rebinds its own name to our address
+/// would otherwise reach us through its visitors' browsers.
+fn refuse_host(options: &HttpOptions, uri: &Uri, headers: &HeaderMap) -> Option<Response<Bytes>> {
+    if options.host_whitelist.iter().any(|allowed| allowed == "*") {
+        return None;
+    }
+    let named = uri.host().or_else(|| headers.get(HOST)?.to_str().ok()).unwrap_or("");
+    let host = without_port(named);
+    if options.host_whitelist.iter().any(|allowed| allowed == host) {
+        return None;
+    }
+    let body = format!(
+        "\netcd received your request, but the Host header was unrecognized.\n\nTo fix this, choose one of the following \
+         options:\n- Enable TLS, then any HTTPS request will be allowed.\n- Add the hostname you want to use to the \
+         whitelist in settings.\n  - e.g. etcd --host-whitelist {host:?}\n\nThis requirement has been added to help \
+         prevent \"DNS Rebinding\" attacks (CVE-2018-5702).\n"
+    );
+    Some(text(StatusCode::MISDIRECTED_REQUEST, body))
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.ends_with(':') => {
+            name.trim_start_matches('[').trim_end_matches(']')
+        }
+        _ => host,
+    }
+}
+
+fn allow_origin(options: &HttpOptions, request: &HeaderMap, response: &mut HeaderMap) {
+    let allowed = if options.cors.iter().any(|origin| origin == "*") {
+        HeaderValue::from_static("*")
+    } else {
+        match request.get(ORIGIN) {
+            Some(origin) if options.cors.iter().any(|allowed| origin == allowed) => origin.clone(),
+            _ => return,
+        }
+    };
+    response.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE"));
+    response.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
+    response.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("accept, content-type, authorization"));
+}
+
+// --- shapes ---
+
+fn with_type(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
+    let body = body.into();
+    let length = HeaderValue::from(body.len());
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_LENGTH, length);
+    response
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Bytes> {
+    let mut response = with_type(status, "text/plain; charset=utf-8", body);
+    response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn empty(status: StatusCode) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = status;
+    response
+}
