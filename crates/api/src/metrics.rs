@@ -91,7 +91,7 @@ metrics! {
     watchers: gauge "etcd_debugging_mvcc_watcher_total", "Watchers.";
     total_put_size: gauge "etcd_debugging_mvcc_total_put_size_in_bytes", "Bytes of keys and values put.";
     alarms: gauges "etcd_debugging_server_alarms" ["server_id", "alarm_type"], "1 for every alarm that is raised.";
-    lease_expired: counter "etcd_debugging_server_lease_expired_total", "Leases that ran out.";
+    lease_expired_total: counter "etcd_debugging_server_lease_expired_total", "Leases that ran out.";
     snap_marshalling: histogram "etcd_debugging_snap_save_marshalling_duration_seconds" (0.001, 2.0, 14), "Time to encode a .snap file.";
     snap_save_total: histogram "etcd_debugging_snap_save_total_duration_seconds" (0.001, 2.0, 14), "Time to write a .snap file.";
 
@@ -99,7 +99,7 @@ metrics! {
     defrag: histogram "etcd_disk_backend_defrag_duration_seconds" (0.1, 2.0, 13), "Duration of a defragmentation.";
     backend_snapshot: histogram "etcd_disk_backend_snapshot_duration_seconds" (0.01, 2.0, 17), "Duration of sending a snapshot.";
     defrag_inflight: gauge "etcd_disk_defrag_inflight", "Whether a defragmentation is running.";
-    wal_fsync: histogram "etcd_disk_wal_fsync_duration_seconds" (0.001, 2.0, 14), "Duration of a sync of the write-ahead log.";
+    wal_fsync_duration: histogram "etcd_disk_wal_fsync_duration_seconds" (0.001, 2.0, 14), "Duration of a sync of the write-ahead log.";
     wal_write_bytes: gauge "etcd_disk_wal_write_bytes_total", "Bytes written to the write-ahead log.";
     wal_write: histogram "etcd_disk_wal_write_duration_seconds" (0.001, 2.0, 14), "Duration of a write to the write-ahead log.";
 
@@ -143,7 +143,7 @@ metrics! {
     server_id: gauges "etcd_server_id" ["server_id"], "1 for this member's ID, in hex.";
     is_leader: gauge "etcd_server_is_leader", "Whether this member is the leader.";
     is_learner: gauge "etcd_server_is_learner", "Whether this member is a learner.";
-    leader_changes: counter "etcd_server_leader_changes_seen_total", "Changes of leader seen.";
+    leader_changes_seen_total: counter "etcd_server_leader_changes_seen_total", "Changes of leader seen.";
     learner_promote_failures: counters "etcd_server_learner_promote_failures" ["Reason"], "Learners that could not be promoted.";
     learner_promote_successes: counter "etcd_server_learner_promote_successes", "Learners promoted.";
     proposals_applied: gauge "etcd_server_proposals_applied_total", "Applied raft index.";
@@ -154,7 +154,7 @@ metrics! {
     range_duration: histograms "etcd_server_range_duration_seconds" ["success"] (0.0001, 2.0, 20), "Duration of a range.";
     read_indexes_failed: counter "etcd_server_read_indexes_failed_total", "Read barriers that failed.";
     request_duration: histograms "etcd_server_request_duration_seconds" ["type", "success"] (0.001, 2.0, 14), "Duration of a request.";
-    slow_apply: counter "etcd_server_slow_apply_total", "Requests that took more than 100 ms to apply.";
+    slow_apply_total: counter "etcd_server_slow_apply_total", "Requests that took more than 100 ms to apply.";
     slow_read_indexes: counter "etcd_server_slow_read_indexes_total", "Read barriers that took longer than a request may.";
     snapshot_apply_in_progress: gauge "etcd_server_snapshot_apply_in_progress_total", "Whether a snapshot is being applied.";
     server_version: gauges "etcd_server_version" ["server_version"], "1 for the version that is reported on the wire.";
