@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::grpc;
+use crate::ops::Port;
 use crate::worker::Worker;
 
 /// What an HTTP/2 client says first.
@@ -49,8 +50,24 @@ where
     if is_http2 {
         let _ = serve_http2(io, &worker).await;
     } else {
-        let _ = serve_http1(io, &worker).await;
+        let _ = serve_http1(io, &worker, Port::Client).await;
     }
+}
+
+/// Serves a connection to one of `--listen-metrics-urls`: health and metrics over HTTP/1.1.
+pub async fn serve_metrics<I>(io: I, worker: Rc<Worker>)
+where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let _ = serve_http1(io, &worker, Port::Metrics).await;
+}
+
+/// Serves a connection to the peer port, as far as it asks for the version or the members.
+pub async fn serve_peer<I>(io: I, worker: Rc<Worker>)
+where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let _ = serve_http1(io, &worker, Port::Peer).await;
 }
 
 /// Reads until it is clear whether the client speaks HTTP/2.
@@ -73,11 +90,11 @@ async fn read_greeting(io: &mut (impl AsyncRead + Unpin)) -> io::Result<(Bytes, 
     }
 }
 
-async fn serve_http1<I>(io: Rewound<I>, worker: &Rc<Worker>) -> hyper::Result<()>
+async fn serve_http1<I>(io: I, worker: &Rc<Worker>, port: Port) -> hyper::Result<()>
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let service = service_fn(|request| crate::ops::serve_http1(worker.clone(), request));
+    let service = service_fn(|request| crate::ops::serve_http1(worker.clone(), port, request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)

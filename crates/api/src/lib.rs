@@ -21,9 +21,9 @@ pub mod member;
 pub mod metrics;
 pub mod ops;
 pub mod status;
-mod worker;
+pub mod worker;
 
-pub use conn::serve_connection;
+pub use conn::{serve_connection, serve_metrics, serve_peer};
 pub use mailbox::{Outbox, Reply};
 pub use member::{Answer, Identity, Limits, Member, MemberChange, Outcome, SnapshotSource, Status, TimeToLive};
 pub use metrics::Metrics;

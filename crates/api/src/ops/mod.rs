@@ -35,18 +35,27 @@ impl Default for HttpOptions {
     }
 }
 
+/// What kind of listener a request came to; each offers other paths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Port {
+    Client,
+    Metrics,
+    Peer,
+}
+
 /// Answers a request over HTTP/1.1. Its body, if any, is of no interest to any path here.
 pub(crate) async fn serve_http1(
     worker: Rc<Worker>,
+    port: Port,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, _body) = request.into_parts();
-    Ok(respond(&worker, &head).await.map(Full::new))
+    Ok(respond(&worker, port, &head).await.map(Full::new))
 }
 
 /// Answers a request over HTTP/2.
 pub(crate) async fn serve_http2(worker: Rc<Worker>, head: Parts, mut send: SendResponse<Bytes>) {
-    let response = respond(&worker, &head).await;
+    let response = respond(&worker, Port::Client, &head).await;
     let body = response.body().clone();
     let empty = body.is_empty() || head.method == Method::HEAD;
     // An error means that the client has gone.
@@ -57,28 +66,33 @@ pub(crate) async fn serve_http2(worker: Rc<Worker>, head: Parts, mut send: SendR
     }
 }
 
-async fn respond(worker: &Rc<Worker>, head: &Parts) -> Response<Bytes> {
+async fn respond(worker: &Rc<Worker>, port: Port, head: &Parts) -> Response<Bytes> {
+    if port != Port::Client {
+        return route(worker, port, &head.method, &head.uri).await;
+    }
     let options = &worker.shared.http;
     if let Some(refusal) = refuse_host(options, &head.uri, &head.headers) {
         return refusal;
     }
-    let mut response = if head.method == Method::OPTIONS {
-        empty(StatusCode::OK)
-    } else {
-        route(worker, &head.method, &head.uri).await
+    let mut response = match head.method {
+        Method::OPTIONS => empty(StatusCode::OK),
+        _ => route(worker, port, &head.method, &head.uri).await,
     };
     allow_origin(options, &head.headers, response.headers_mut());
     response
 }
 
-async fn route(worker: &Rc<Worker>, method: &Method, uri: &Uri) -> Response<Bytes> {
+async fn route(worker: &Rc<Worker>, port: Port, method: &Method, uri: &Uri) -> Response<Bytes> {
     let path = uri.path();
     let query = uri.query().unwrap_or("");
-    match path {
-        "/health" => only_get(method, checks::health(worker, query)).await,
-        "/version" => only_get(method, async { version(worker) }).await,
-        "/metrics" => metrics(worker),
-        "/debug/vars" => variables(worker),
+    let not_found = || text(StatusCode::NOT_FOUND, "404 page not found\n");
+    match (path, port) {
+        ("/version", Port::Client | Port::Peer) => only_get(method, async { version(worker) }).await,
+        ("/members", Port::Peer) => only_get(method, async { members(worker) }).await,
+        (_, Port::Peer) => not_found(),
+        ("/health", _) => only_get(method, checks::health(worker, query)).await,
+        ("/metrics", _) => metrics(worker),
+        ("/debug/vars", Port::Client) => variables(worker),
         _ => {
             let (root, check) = match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
                 Some((root, check)) => (root, Some(check)),
@@ -86,7 +100,7 @@ async fn route(worker: &Rc<Worker>, method: &Method, uri: &Uri) -> Response<Byte
             };
             match checks::group(root, check) {
                 Some(group) => only_get(method, checks::run(worker, &group, query)).await,
-                None => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+                None => not_found(),
             }
         }
     }
@@ -112,6 +126,29 @@ fn version(worker: &Worker) -> Response<Bytes> {
         json!(or(status.storage_version, "unknown")),
     );
     with_type(StatusCode::OK, "application/json", body)
+}
+
+/// The members as their peers ask for them before they join.
+fn members(worker: &Worker) -> Response<Bytes> {
+    let members = worker.member().state().members().into_iter().map(|member| {
+        let mut shown = json!({ "id": member.id, "peerURLs": member.peer_urls });
+        if !member.name.is_empty() {
+            shown["name"] = member.name.into();
+        }
+        if !member.client_urls.is_empty() {
+            shown["clientURLs"] = member.client_urls.into();
+        }
+        if member.is_learner {
+            shown["isLearner"] = true.into();
+        }
+        shown
+    });
+    let body = serde_json::Value::from_iter(members).to_string() + "\n";
+    let mut response = with_type(StatusCode::OK, "application/json", body);
+    if let Ok(id) = HeaderValue::from_str(&format!("{:x}", worker.member().identity().cluster_id)) {
+        response.headers_mut().insert("x-etcd-cluster-id", id);
+    }
+    response
 }
 
 fn metrics(worker: &Worker) -> Response<Bytes> {
