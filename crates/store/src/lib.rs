@@ -455,6 +455,12 @@ impl Store {
     pub fn indexed_keys(&self) -> usize {
         self.0.index.read().len()
     }
+
+    /// Makes everything up to the newest *flushed* mark durable and returns that mark: the log behind it may be
+    /// released. Unlike [`Writer::sync`] it may run on any thread, beside the writer, and does not flush.
+    pub fn sync(&self) -> Result<Mark, StoreError> {
+        self.0.files.sync_marked()
+    }
 }
 
 impl Writer {

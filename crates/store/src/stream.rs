@@ -381,7 +381,17 @@ impl Store {
     ) -> Result<(), StoreError> {
         let compacted = self.compact_revision();
         let _pin = self.pin(compacted);
-        let at = self.checked_revision(at)?;
+        self.export_as_of(compacted, self.checked_revision(at)?, each)
+    }
+
+    /// The same as it was when `compacted` was the newest compaction, so that two walks give the same versions although
+    /// another compaction is asked for in between. The caller holds a [`Pin`] at `compacted` over all of them.
+    pub fn export_as_of(
+        &self,
+        compacted: i64,
+        at: i64,
+        each: &mut dyn FnMut(Revision, bool, Bytes) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
         History::new(&self.0.files, i64::MIN).walk(&mut |revision, deleted, location, payload| {
             if revision.main > at {
                 return Ok(ControlFlow::Break(()));
