@@ -1,11 +1,23 @@
 //! One log entry in, one answer out.
 
-use bytes::Bytes;
-use proto::etcdserverpb as pb;
-use proto::raftpb;
-use store::{Mark, Store, StoreError, Writer};
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use crate::{Error, Member, Reader};
+use bytes::Bytes;
+use parking_lot::RwLock;
+use prost::Message;
+use proto::etcdserverpb as pb;
+use proto::etcdserverpb::alarm_request::AlarmAction;
+use proto::{leasepb, raftpb, v2pb};
+use store::{KeyRange, Mark, RangeEnd, Store, StoreError, Table, Writer};
+
+use crate::alarm::Alarms;
+use crate::kv::write::WriteTxn;
+use crate::kv::{Failure, range, txn};
+use crate::members::{Attributes, Cluster, Planned, Row};
+use crate::reader::Shared;
+use crate::watch::Feed;
+use crate::{Error, Lessor, Member, Reader, quota};
 
 /// What a member knows of itself when it starts.
 #[derive(Clone, Debug)]
@@ -108,58 +120,435 @@ pub struct ConfChanged {
 
 /// The applying side; one owner.
 #[derive(Debug)]
-pub struct State {}
+pub struct State {
+    writer: Writer,
+    shared: Arc<Shared>,
+    applied_index: u64,
+    applied_term: u64,
+    /// Encoded `raftpb.ConfState` after the last configuration change.
+    conf_state: Bytes,
+}
 
-#[allow(unused_variables)]
+/// How much the shortest lease outlasts an election, so that a new leader can take over before it ends: 3/2, counted
+/// in whole heartbeats and rounded up to seconds, as etcd does.
+fn min_lease_ttl(config: &Config) -> i64 {
+    let heartbeat_ms = config.heartbeat_ms.max(1);
+    let min_ms = 3 * (config.election_timeout_ms / heartbeat_ms) / 2 * heartbeat_ms;
+    i64::try_from(min_ms.div_ceil(1_000)).unwrap_or(i64::MAX)
+}
+
 impl State {
-    /// Takes over an opened store and reads its tables.
+    /// Takes over an opened store and reads its tables. `mark` is what the store was opened at.
     pub fn open(store: Store, writer: Writer, mark: &Mark, config: Config) -> Result<(Self, Reader), Fatal> {
-        todo!()
+        let lessor = Lessor::new(min_lease_ttl(&config));
+        restore_leases(&store, &lessor)?;
+        let mut cluster = Cluster::default();
+        for (table, name) in
+            [(Table::Members, "members"), (Table::MembersRemoved, "members_removed"), (Table::Cluster, "cluster")]
+        {
+            for (key, value) in store.rows(table) {
+                cluster.restore(table, &key, &value).map_err(|what| bad_row(name, &key, what))?;
+            }
+        }
+        let mut alarms = Alarms::default();
+        for (key, _) in store.rows(Table::Alarm) {
+            let alarm = pb::AlarmMember::decode(key.clone());
+            alarms.set(alarm.map_err(|error| bad_row("alarm", &key, error.to_string()))?);
+        }
+        let feed = Feed::new(store.revision());
+        let quota_bytes = quota::limit(config.quota_bytes);
+        let shared =
+            Shared { store, lessor, feed, cluster: RwLock::new(cluster), alarms: RwLock::new(alarms), quota_bytes };
+        let shared = Arc::new(shared);
+        let state = Self {
+            writer,
+            shared: shared.clone(),
+            applied_index: mark.index,
+            applied_term: mark.term,
+            conf_state: mark.conf_state.clone(),
+        };
+        Ok((state, Reader(shared)))
     }
 
     /// Applies a committed normal entry. Deterministic: the same entries give the same answers and the same store on
-    /// every member.
+    /// every member. An entry that is in the store already changes nothing.
     pub fn apply(&mut self, index: u64, term: u64, data: &Bytes) -> Result<Applied, Fatal> {
-        todo!()
+        let nothing = Applied { request_id: 0, result: Ok(Response::None), raise_no_space: false };
+        if index <= self.applied_index {
+            return Ok(nothing);
+        }
+        let applied = match decode(index, data)? {
+            Entry::Empty => nothing,
+            Entry::V3(request) => self.apply_request(&request)?,
+            Entry::V2(request) => {
+                let result = self.apply_v2(&request)?;
+                Applied { request_id: request.id(), result, raise_no_space: false }
+            }
+        };
+        (self.applied_index, self.applied_term) = (index, term);
+        self.mark();
+        Ok(applied)
     }
 
-    /// Applies a committed configuration change to the member table.
+    /// Applies a committed configuration change to the member table. It counts as applied once
+    /// [`State::set_conf_state`] has been called with the outcome, which must follow at once, for a refused change
+    /// too: the mark must not name this entry together with an older `ConfState`.
     pub fn apply_conf_change(
         &mut self,
         index: u64,
         term: u64,
         change: &raftpb::ConfChange,
     ) -> Result<ConfChanged, Fatal> {
-        todo!()
+        let request_id = change.id.unwrap_or(0);
+        if index <= self.applied_index {
+            let members = self.shared.cluster.read().list();
+            return Ok(ConfChanged { request_id: 0, change: MemberChange::None, result: Ok(members) });
+        }
+        let mut cluster = self.shared.cluster.write();
+        let planned = cluster.plan(change).map_err(|what| Fatal::BadEntry { index, what })?;
+        (self.applied_index, self.applied_term) = (index, term);
+        let planned = match planned {
+            Ok(planned) => planned,
+            Err(error) => return Ok(ConfChanged { request_id, change: MemberChange::None, result: Err(error) }),
+        };
+        let rows = cluster.carry_out(&planned);
+        let member = |id| cluster.members.get(&id).cloned().unwrap_or_default();
+        let change = match planned {
+            Planned::Add(member) => MemberChange::Added(member),
+            Planned::Promote(id) => MemberChange::Promoted(member(id)),
+            Planned::Update(new) => MemberChange::Updated(member(new.id)),
+            Planned::Remove(id) => MemberChange::Removed(id),
+        };
+        let result = Ok(cluster.list());
+        drop(cluster);
+        for row in rows {
+            self.set_row(row)?;
+        }
+        Ok(ConfChanged { request_id, change, result })
     }
 
     /// Notes the encoded `raftpb.ConfState`, which goes into the mark of the entry just applied and all later ones.
     pub fn set_conf_state(&mut self, conf_state: Bytes) {
-        todo!()
+        self.conf_state = conf_state;
+        self.mark();
     }
 
     /// Index of the last applied entry.
     pub fn applied_index(&self) -> u64 {
-        todo!()
+        self.applied_index
     }
 
     /// Hands buffered bytes to the file system; see [`Writer::flush`].
     pub fn flush(&mut self) -> Result<(), Fatal> {
-        todo!()
+        Ok(self.writer.flush()?)
     }
 
     /// Makes everything applied so far durable; the log up to the returned mark may be released.
     pub fn sync(&mut self) -> Result<Mark, Fatal> {
-        todo!()
+        Ok(self.writer.sync()?)
     }
 
     /// Whether all compactions that were asked for have been carried out.
     pub fn compaction_done(&self) -> bool {
-        todo!()
+        self.writer.compaction_done()
     }
 
     /// Syncs and writes an index checkpoint for a fast next start.
     pub fn close(self) -> Result<(), Fatal> {
-        todo!()
+        Ok(self.writer.close()?)
     }
+
+    fn mark(&mut self) {
+        let conf_state = self.conf_state.clone();
+        self.writer.mark(Mark { index: self.applied_index, term: self.applied_term, conf_state });
+    }
+
+    fn set_row(&mut self, (table, key, value): Row) -> Result<(), StoreError> {
+        match value {
+            Some(value) => self.writer.set_row(table, &key, &value),
+            None => self.writer.remove_row(table, &key),
+        }
+    }
+
+    fn apply_request(&mut self, request: &pb::InternalRaftRequest) -> Result<Applied, Fatal> {
+        let header_id = request.header.as_ref().map_or(0, |header| header.id);
+        let request_id = if header_id != 0 { header_id } else { request.id };
+        let costs = quota::cost(request) > 0;
+        // Asked before: the entry's own bytes are in the cost.
+        let over_quota = costs && self.shared.over_quota(request);
+        let mut result = match self.execute(request, costs) {
+            Ok(response) => Ok(response),
+            Err(Failure::Refused(error)) => Err(error),
+            Err(Failure::Store(error)) => return Err(error.into()),
+        };
+        let mut raise_no_space = false;
+        if over_quota && result.is_ok() {
+            // The entry was let in while there was room. It is applied, because every member must do the same with it
+            // and each measures its own disk; its client is told that the space is used up.
+            result = Err(Error::NoSpace);
+            raise_no_space = !self.shared.alarms.read().is_set(pb::AlarmType::Nospace);
+        }
+        Ok(Applied { request_id, result, raise_no_space })
+    }
+
+    /// `costs`: the request takes space.
+    fn execute(&mut self, request: &pb::InternalRaftRequest, costs: bool) -> Result<Response, Failure> {
+        let (corrupt, no_space) = {
+            let alarms = self.shared.alarms.read();
+            (alarms.is_set(pb::AlarmType::Corrupt), alarms.is_set(pb::AlarmType::Nospace))
+        };
+        let touches_data = request.range.is_some()
+            || request.put.is_some()
+            || request.delete_range.is_some()
+            || request.txn.is_some()
+            || request.compaction.is_some()
+            || request.lease_grant.is_some()
+            || request.lease_revoke.is_some();
+        if corrupt && touches_data {
+            return Err(Error::Corrupt.into());
+        }
+        if no_space && costs {
+            return Err(Error::NoSpace.into());
+        }
+        if let Some(request) = &request.put {
+            return self.put(request);
+        }
+        if let Some(request) = &request.txn {
+            let mut txn = WriteTxn::begin(&mut self.writer, &self.shared.lessor);
+            let response = txn::execute(&mut txn, request)?;
+            txn.commit(&self.shared.feed);
+            return Ok(Response::Txn(response));
+        }
+        if let Some(request) = &request.delete_range {
+            let mut txn = WriteTxn::begin(&mut self.writer, &self.shared.lessor);
+            let response = txn.delete_range(request)?;
+            txn.commit(&self.shared.feed);
+            return Ok(Response::DeleteRange(response));
+        }
+        if let Some(request) = &request.range {
+            let current = self.shared.store.revision();
+            return Ok(Response::Range(range::range(&self.shared.store, request, current)?));
+        }
+        if let Some(request) = &request.compaction {
+            return self.compact(request);
+        }
+        if let Some(request) = &request.lease_grant {
+            return self.lease_grant(request);
+        }
+        if let Some(request) = &request.lease_revoke {
+            return self.lease_revoke(request.id);
+        }
+        if let Some(request) = &request.lease_checkpoint {
+            return self.lease_checkpoint(request);
+        }
+        if let Some(request) = &request.alarm {
+            return self.alarm(request);
+        }
+        if let Some(request) = &request.cluster_version_set {
+            let row = self.shared.cluster.write().set_version(&request.ver);
+            self.set_row(row)?;
+            return Ok(Response::None);
+        }
+        if let Some(request) = &request.cluster_member_attr_set {
+            let attributes = request.member_attributes.clone().unwrap_or_default();
+            let attributes = Attributes { name: attributes.name, client_urls: attributes.client_urls };
+            self.set_attributes(request.member_id, attributes)?;
+            return Ok(Response::None);
+        }
+        if let Some(request) = &request.downgrade_info_set {
+            let row = self.shared.cluster.write().set_downgrade(request.enabled, &request.ver);
+            self.set_row(row)?;
+            return Ok(Response::None);
+        }
+        if request.downgrade_version_test.is_some() {
+            return Ok(Response::None);
+        }
+        if is_auth(request) {
+            return Err(Error::Unimplemented("etcdserver: authentication is not supported".into()).into());
+        }
+        // A request of a kind that came later than 3.7: as there, it has no effect.
+        Ok(Response::None)
+    }
+
+    fn put(&mut self, request: &pb::PutRequest) -> Result<Response, Failure> {
+        if request.lease != 0 && !self.shared.lessor.exists(request.lease) {
+            return Err(Error::LeaseNotFound.into());
+        }
+        let mut txn = WriteTxn::begin(&mut self.writer, &self.shared.lessor);
+        let response = txn.put(request)?;
+        txn.commit(&self.shared.feed);
+        Ok(Response::Put(response))
+    }
+
+    fn compact(&mut self, request: &pb::CompactionRequest) -> Result<Response, Failure> {
+        let store = &self.shared.store;
+        if request.revision <= store.compact_revision() {
+            return Err(Error::Compacted.into());
+        }
+        if request.revision > store.revision() {
+            return Err(Error::FutureRev.into());
+        }
+        self.writer.compact(request.revision)?;
+        let response = pb::CompactionResponse { header: self.header() };
+        Ok(Response::Compact { response, physical: request.physical })
+    }
+
+    fn lease_grant(&mut self, request: &pb::LeaseGrantRequest) -> Result<Response, Failure> {
+        let lease = self.shared.lessor.grant(request.id, request.ttl)?;
+        self.writer.set_row(Table::Lease, &lease.id.to_be_bytes(), &lease.encode_to_vec())?;
+        let header = self.header();
+        Ok(Response::LeaseGrant(pb::LeaseGrantResponse { header, id: lease.id, ttl: lease.ttl, error: String::new() }))
+    }
+
+    /// The keys go with the lease, in key order and in one revision.
+    fn lease_revoke(&mut self, id: i64) -> Result<Response, Failure> {
+        let keys = self.shared.lessor.revoke(id)?;
+        let mut txn = WriteTxn::begin(&mut self.writer, &self.shared.lessor);
+        for key in keys {
+            txn.delete(&key)?;
+        }
+        txn.commit(&self.shared.feed);
+        self.writer.remove_row(Table::Lease, &id.to_be_bytes())?;
+        Ok(Response::LeaseRevoke(pb::LeaseRevokeResponse { header: self.header() }))
+    }
+
+    fn lease_checkpoint(&mut self, request: &pb::LeaseCheckpointRequest) -> Result<Response, Failure> {
+        // Older members would drop the field from the row, so that the members' tables would differ.
+        let persist = self.shared.cluster.read().is_at_least(3, 6);
+        for checkpoint in &request.checkpoints {
+            let lease = self.shared.lessor.checkpoint(checkpoint.id, checkpoint.remaining_ttl)?;
+            if persist {
+                self.writer.set_row(Table::Lease, &lease.id.to_be_bytes(), &lease.encode_to_vec())?;
+            }
+        }
+        Ok(Response::LeaseCheckpoint(pb::LeaseCheckpointResponse { header: self.header() }))
+    }
+
+    fn alarm(&mut self, request: &pb::AlarmRequest) -> Result<Response, Failure> {
+        let alarm = pb::AlarmMember { member_id: request.member_id, alarm: request.alarm };
+        let row = alarm.encode_to_vec();
+        let alarms = match pb::alarm_request::AlarmAction::try_from(request.action) {
+            Ok(AlarmAction::Get) => self.shared.alarms.read().list(request.alarm),
+            Ok(AlarmAction::Activate) if request.alarm != pb::AlarmType::None as i32 => {
+                if self.shared.alarms.write().set(alarm) {
+                    self.writer.set_row(Table::Alarm, &row, &[])?;
+                }
+                vec![alarm]
+            }
+            Ok(AlarmAction::Deactivate) if self.shared.alarms.write().clear(alarm) => {
+                self.writer.remove_row(Table::Alarm, &row)?;
+                vec![alarm]
+            }
+            _ => Vec::new(),
+        };
+        Ok(Response::Alarm(pb::AlarmResponse { header: self.header(), alarms }))
+    }
+
+    fn set_attributes(&mut self, id: u64, attributes: Attributes) -> Result<(), StoreError> {
+        let row = self.shared.cluster.write().set_attributes(id, attributes);
+        row.map_or(Ok(()), |row| self.set_row(row))
+    }
+
+    /// Members up to 3.5 tell their attributes and the cluster version as writes to the v2 store. Whatever else is in
+    /// that store is not part of the v3 state.
+    fn apply_v2(&mut self, request: &v2pb::Request) -> Result<Result<Response, Error>, Fatal> {
+        if request.method() != "PUT" {
+            return Ok(Ok(Response::None));
+        }
+        if request.path() == "/0/version" {
+            let row = self.shared.cluster.write().set_version(request.val());
+            self.set_row(row)?;
+        } else if let Some(id) = attributes_path(request.path()) {
+            match serde_json::from_str(request.val()) {
+                Ok(attributes) => self.set_attributes(id, attributes)?,
+                Err(error) => return Ok(Err(Error::Internal(format!("membership: attributes: {error}")))),
+            }
+        }
+        Ok(Ok(Response::None))
+    }
+
+    fn header(&self) -> Option<pb::ResponseHeader> {
+        Some(pb::ResponseHeader { revision: self.shared.store.revision(), ..Default::default() })
+    }
+}
+
+fn bad_row(table: &'static str, key: &[u8], what: String) -> Fatal {
+    Fatal::BadRow { table, key: key.escape_ascii().to_string(), what }
+}
+
+/// Reads the lease table, and which living keys hang on which lease.
+fn restore_leases(store: &Store, lessor: &Lessor) -> Result<(), Fatal> {
+    for (key, value) in store.rows(Table::Lease) {
+        let row = leasepb::Lease::decode(value);
+        lessor.restore(&row.map_err(|error| bad_row("lease", &key, error.to_string()))?);
+    }
+    let mut locations = Vec::new();
+    let everything = KeyRange { start: Bytes::new(), end: RangeEnd::Unbounded };
+    store.scan(&everything, store.revision(), &mut |_, found| {
+        if found.meta.leased {
+            locations.push(found.location);
+        }
+        ControlFlow::Continue(())
+    });
+    let mut broken = None;
+    store.read_many(&locations, &mut |payload| match crate::kv::decode(payload) {
+        // A pair may outlive its lease by no log that etcd writes; a key that names a missing lease simply stays.
+        Ok(pair) if lessor.exists(pair.lease) => lessor.attach(&pair.key, pair.lease),
+        Ok(_) => {}
+        Err(failure) => broken = Some(failure),
+    })?;
+    match broken {
+        Some(Failure::Store(error)) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// A normal entry, understood.
+enum Entry {
+    /// A new leader's first entry.
+    Empty,
+    V3(Box<pb::InternalRaftRequest>),
+    V2(Box<v2pb::Request>),
+}
+
+/// Entries are v3 requests. Members up to 3.6 also log bare v2 requests, which do not parse as v3 ones: field 2 is a
+/// message there and the method's name here.
+fn decode(index: u64, data: &Bytes) -> Result<Entry, Fatal> {
+    if data.is_empty() {
+        return Ok(Entry::Empty);
+    }
+    match pb::InternalRaftRequest::decode(data.clone()) {
+        Ok(pb::InternalRaftRequest { v2: Some(request), .. }) => Ok(Entry::V2(Box::new(request))),
+        Ok(request) => Ok(Entry::V3(Box::new(request))),
+        Err(error) => match v2pb::Request::decode(data.clone()) {
+            Ok(request) => Ok(Entry::V2(Box::new(request))),
+            Err(_) => Err(Fatal::BadEntry { index, what: format!("neither a v3 nor a v2 request: {error}") }),
+        },
+    }
+}
+
+/// The member ID in `/0/members/<hex id>/attributes`.
+fn attributes_path(path: &str) -> Option<u64> {
+    let id = path.strip_prefix("/0/members/")?.strip_suffix("/attributes")?;
+    u64::from_str_radix(id, 16).ok()
+}
+
+fn is_auth(request: &pb::InternalRaftRequest) -> bool {
+    request.auth_enable.is_some()
+        || request.auth_disable.is_some()
+        || request.auth_status.is_some()
+        || request.authenticate.is_some()
+        || request.auth_user_add.is_some()
+        || request.auth_user_delete.is_some()
+        || request.auth_user_get.is_some()
+        || request.auth_user_change_password.is_some()
+        || request.auth_user_grant_role.is_some()
+        || request.auth_user_revoke_role.is_some()
+        || request.auth_user_list.is_some()
+        || request.auth_role_list.is_some()
+        || request.auth_role_add.is_some()
+        || request.auth_role_delete.is_some()
+        || request.auth_role_get.is_some()
+        || request.auth_role_grant_permission.is_some()
+        || request.auth_role_revoke_permission.is_some()
 }

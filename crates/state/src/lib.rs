@@ -12,16 +12,20 @@
 //! - [`watch`]: the feed of events and the hub that hands them to watchers
 //! - `apply`: one log entry in, one answer out
 
+mod alarm;
 mod apply;
 pub mod check;
 mod error;
+mod kv;
 pub mod lease;
 pub mod members;
+mod quota;
 mod reader;
 pub mod watch;
 
 pub use apply::{Applied, ConfChanged, Config, Fatal, MemberChange, Response, State};
 pub use error::Error;
+pub use kv::stream::RangeStream;
 pub use lease::Lessor;
 pub use members::Member;
-pub use reader::{RangeStream, Reader};
+pub use reader::Reader;

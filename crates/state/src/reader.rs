@@ -1,117 +1,165 @@
 //! Reading beside the applying side.
 
+use std::sync::Arc;
+
 use bytes::BytesMut;
+use parking_lot::RwLock;
 use proto::etcdserverpb as pb;
 use store::{HashKv, Store};
 
+use crate::alarm::Alarms;
+use crate::kv::{Failure, range, stream::RangeStream, txn};
+use crate::members::Cluster;
 use crate::watch::Feed;
-use crate::{Error, Lessor, Member};
+use crate::{Error, Lessor, Member, quota};
+
+/// What the applying side and the readers share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) lessor: Lessor,
+    pub(crate) feed: Feed,
+    pub(crate) cluster: RwLock<Cluster>,
+    pub(crate) alarms: RwLock<Alarms>,
+    /// Bytes; 0 = no quota.
+    pub(crate) quota_bytes: i64,
+}
+
+impl Shared {
+    pub(crate) fn over_quota(&self, request: &pb::InternalRaftRequest) -> bool {
+        let Some(quota) = u64::try_from(self.quota_bytes).ok().filter(|quota| *quota > 0) else { return false };
+        let cost = quota::cost(request);
+        cost > 0 && self.store.size().live.saturating_add(cost) >= quota
+    }
+}
 
 /// Answers questions about the state while it goes on being changed. Cheap to clone, used by many threads.
 #[derive(Clone, Debug)]
-pub struct Reader {}
+pub struct Reader(pub(crate) Arc<Shared>);
 
-#[allow(unused_variables)]
 impl Reader {
     /// Executes a checked range request. The header holds only the revision.
     pub fn range(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
-        todo!()
+        if request.revision > 0 {
+            return Ok(range::range(&self.0.store, request, self.revision())?);
+        }
+        let (_pin, current) = range::pin_newest(&self.0.store);
+        Ok(range::range_at(&self.0.store, request, current, current)?)
     }
-    /// The same, appended to `out` as wire bytes; `header` gives all but the revision.
+
+    /// The same, appended to `out` as wire bytes; `header` gives all but the revision. After an error `out` is as it
+    /// was.
     pub fn range_encoded(
         &self,
         request: &pb::RangeRequest,
         header: &pb::ResponseHeader,
         out: &mut BytesMut,
     ) -> Result<(), Error> {
-        todo!()
+        let store = &self.0.store;
+        let (_pin, at, current) = if request.revision > 0 {
+            let current = self.revision();
+            let (pin, at) = range::pin(store, request.revision, current)?;
+            (pin, at, current)
+        } else {
+            let (pin, current) = range::pin_newest(store);
+            (pin, current, current)
+        };
+        Ok(range::encode(store, request, at, current, header, out)?)
     }
+
     /// Executes a checked txn that [`Reader::is_read_only`]. The header holds only the revision.
     pub fn txn_read_only(&self, request: &pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
-        todo!()
+        Ok(txn::execute_read_only(&self.0.store, request)?)
     }
+
     /// Whether a txn can only read, so that it need not be logged. A nested txn counts as a write.
     pub fn is_read_only(request: &pb::TxnRequest) -> bool {
-        todo!()
+        txn::is_read_only(request)
     }
+
     /// Whether all ranges of a read-only txn are serializable, so that it needs no read barrier.
     pub fn is_serializable(request: &pb::TxnRequest) -> bool {
-        todo!()
+        txn::is_serializable(request)
     }
+
     /// Begins a checked range stream at one revision; chunks adapt to `max_request_bytes`.
     pub fn range_stream(&self, request: pb::RangeRequest, max_request_bytes: usize) -> Result<RangeStream, Error> {
-        todo!()
+        RangeStream::begin(self.0.store.clone(), request, max_request_bytes)
     }
+
     /// The newest revision.
     pub fn revision(&self) -> i64 {
-        todo!()
+        self.0.store.revision()
     }
+
     /// The revision of the last compaction; -1 = never.
     pub fn compact_revision(&self) -> i64 {
-        todo!()
+        self.0.store.compact_revision()
     }
+
     /// The store underneath.
     pub fn store(&self) -> &Store {
-        todo!()
+        &self.0.store
     }
+
     /// HashKV at a revision, 0 = newest.
     pub fn hash_kv(&self, revision: i64) -> Result<HashKv, Error> {
-        todo!()
+        Ok(self.0.store.hash_kv(revision).map_err(Failure::from)?)
     }
+
     /// All members, sorted by ID.
     pub fn members(&self) -> Vec<Member> {
-        todo!()
+        self.0.cluster.read().list()
     }
+
     /// One member.
     pub fn member(&self, id: u64) -> Option<Member> {
-        todo!()
+        self.0.cluster.read().members.get(&id).cloned()
     }
+
     /// Whether a member was removed (its ID is never used again).
     pub fn is_removed(&self, id: u64) -> bool {
-        todo!()
+        self.0.cluster.read().removed.contains(&id)
     }
+
     /// Alarms that are set, ordered by member and type; `alarm` 0 = all types.
     pub fn alarms(&self, alarm: i32) -> Vec<pb::AlarmMember> {
-        todo!()
+        self.0.alarms.read().list(alarm)
     }
+
     /// The version all members can speak, e.g. `3.7.0`; `None` until it has been agreed.
     pub fn cluster_version(&self) -> Option<String> {
-        todo!()
+        self.0.cluster.read().version.clone()
     }
+
     /// A downgrade that is under way.
     pub fn downgrade(&self) -> pb::DowngradeInfo {
-        todo!()
+        self.0.cluster.read().downgrade.clone()
     }
+
     /// Whether this request would put the store over its quota. Requests that free space always pass.
     pub fn over_quota(&self, request: &pb::InternalRaftRequest) -> bool {
-        todo!()
+        self.0.over_quota(request)
     }
+
     /// The quota in bytes; 0 = none.
     pub fn quota_bytes(&self) -> i64 {
-        todo!()
+        self.0.quota_bytes
     }
+
     /// The leases.
     pub fn lessor(&self) -> &Lessor {
-        todo!()
+        &self.0.lessor
     }
+
     /// The feed of events for watch hubs.
     pub fn feed(&self) -> &Feed {
-        todo!()
+        &self.0.feed
     }
-    /// What etcd's `.snap` files hold: membership and cluster version as a v2 store.
+
+    /// What etcd's `.snap` files hold: membership and cluster version as a v2 store. `index` is the raft index of the
+    /// snapshot.
     pub fn v2_snapshot_json(&self, index: u64) -> Vec<u8> {
-        todo!()
-    }
-}
-
-/// A range answered in chunks, all at one revision. Merge rule: concatenate `kvs`; header, `more` and `count` come with
-/// the last chunk only.
-#[derive(Debug)]
-pub struct RangeStream {}
-
-impl RangeStream {
-    /// The next chunk; `None` after the last.
-    pub fn next_chunk(&mut self) -> Result<Option<pb::RangeResponse>, Error> {
-        todo!()
+        self.0.cluster.read().v2_snapshot(index)
     }
 }

@@ -6,10 +6,6 @@ use bytes::Bytes;
 
 use crate::Reader;
 
-/// The newest events, shared by all hubs.
-#[derive(Clone, Debug)]
-pub struct Feed {}
-
 /// What a hub calls its client streams; chosen by its owner.
 pub type StreamId = u64;
 

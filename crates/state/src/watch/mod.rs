@@ -1,0 +1,12 @@
+//! What watchers see.
+//!
+//! The applying side publishes every revision into one [`Feed`]; each API worker owns a [`Hub`] that reads the feed and
+//! hands the events to its watchers. A hub is a plain value: it is called, it answers, it never waits.
+
+mod event;
+mod feed;
+mod hub;
+
+pub(crate) use event::Event;
+pub use feed::{Feed, Subscription};
+pub use hub::{Events, Hub, Output, OutputKind, StreamId, StreamOutput, WatchCreate};
