@@ -5,9 +5,12 @@
 //! with the [`Worker`] and no task. Only calls that stream, or whose request is still on its way, get one.
 
 mod cluster;
+mod election;
 mod health;
 mod kv;
 mod lease;
+mod line;
+mod lock;
 mod maintenance;
 pub mod method;
 pub(crate) mod watch;
@@ -125,13 +128,13 @@ fn run(worker: &Rc<Worker>, responder: Responder, message: Bytes) {
         Method::HealthCheck => with(worker, responder, message, health::check),
         Method::HealthList => with(worker, responder, message, health::list),
         Method::HealthWatch => with(worker, responder, message, health::watch),
-        Method::Lock
-        | Method::Unlock
-        | Method::Campaign
-        | Method::Proclaim
-        | Method::Leader
-        | Method::Observe
-        | Method::Resign => not_offered(worker, responder),
+        Method::Lock => with(worker, responder, message, lock::lock),
+        Method::Unlock => with(worker, responder, message, lock::unlock),
+        Method::Campaign => with(worker, responder, message, election::campaign),
+        Method::Proclaim => with(worker, responder, message, election::proclaim),
+        Method::Leader => with(worker, responder, message, election::leader),
+        Method::Observe => with(worker, responder, message, election::observe),
+        Method::Resign => with(worker, responder, message, election::resign),
         Method::AuthEnable
         | Method::AuthDisable
         | Method::AuthStatus
