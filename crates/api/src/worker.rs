@@ -90,7 +90,7 @@ impl Worker {
     /// A worker; call it on its thread, inside its `LocalSet`, and then [`Worker::start`] it.
     pub fn new(shared: Arc<Shared>) -> Rc<Self> {
         let counters = shared.metrics.worker();
-        let watching = crate::grpc::watch::Desk::new(&*shared.member);
+        let watching = crate::grpc::watch::Desk::new(shared.member.clone());
         Rc::new(Self {
             shared,
             counters,

@@ -9,7 +9,7 @@
 //! be left in the send buffer the hub is told that the stream is not ready, and keeps nothing for it but a position.
 //! Nothing more is read from such a client either, so it cannot pile up answers by asking.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -45,7 +45,9 @@ const SUBSCRIPTION_BACKLOG: usize = 64;
 
 /// A worker's watchers and the streams they belong to.
 pub(crate) struct Desk {
-    hub: RefCell<Hub>,
+    member: Arc<dyn Member>,
+    /// `None` until the first stream is opened: who has no watchers does not follow the feed.
+    hub: RefCell<Option<Hub>>,
     streams: RefCell<HashMap<StreamId, Rc<Sink>>>,
     next_stream: Cell<StreamId>,
     /// Rung when the hub should be polled; by the apply thread, too.
@@ -76,12 +78,25 @@ struct SubscriptionSink {
 }
 
 impl Desk {
-    pub(crate) fn new(member: &dyn Member) -> Self {
-        let bell = Arc::new(Notify::new());
-        let ring = bell.clone();
-        let hub =
-            Hub::new(member.state(), Arc::new(move || ring.notify_one()), member.limits().watch_progress_interval_ms);
-        Self { hub: RefCell::new(hub), streams: RefCell::default(), next_stream: Cell::new(0), bell }
+    pub(crate) fn new(member: Arc<dyn Member>) -> Self {
+        Self {
+            member,
+            hub: RefCell::default(),
+            streams: RefCell::default(),
+            next_stream: Cell::new(0),
+            bell: Arc::new(Notify::new()),
+        }
+    }
+
+    /// The hub, for the length of a statement.
+    fn hub(&self) -> RefMut<'_, Hub> {
+        RefMut::map(self.hub.borrow_mut(), |hub| {
+            hub.get_or_insert_with(|| {
+                let bell = self.bell.clone();
+                let interval_ms = self.member.limits().watch_progress_interval_ms;
+                Hub::new(self.member.state(), Arc::new(move || bell.notify_one()), interval_ms)
+            })
+        })
     }
 
     fn open(&self, sink: Sink) -> (StreamId, Rc<Sink>) {
@@ -94,11 +109,11 @@ impl Desk {
 
     fn close(&self, id: StreamId) {
         self.streams.borrow_mut().remove(&id);
-        self.hub.borrow_mut().close(id);
+        self.hub().close(id);
     }
 
     fn set_ready(&self, id: StreamId, ready: bool) {
-        self.hub.borrow_mut().set_ready(id, ready);
+        self.hub().set_ready(id, ready);
         if ready {
             self.bell.notify_one();
         }
@@ -140,7 +155,7 @@ impl Desk {
     }
 
     fn count(&self, worker: &Worker) {
-        let (watchers, slow) = self.hub.borrow().watchers();
+        let (watchers, slow) = self.hub().watchers();
         worker.counters.watching(self.streams.borrow().len(), watchers, slow);
     }
 }
@@ -150,20 +165,23 @@ pub(crate) async fn run(worker: Rc<Worker>) {
     let desk = &worker.watching;
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while desk.streams.borrow().is_empty() {
+        desk.bell.notified().await;
+    }
     loop {
-        let (outputs, more) = desk.hub.borrow_mut().poll(POLL_BUDGET);
+        let (outputs, more) = desk.hub().poll(POLL_BUDGET);
         desk.send(&worker, outputs);
         desk.count(&worker);
-        if more || !desk.hub.borrow_mut().arm() {
+        if more || !desk.hub().arm() {
             yield_now().await;
             continue;
         }
         // Without watchers there is no progress to report, and an idle member does not wake up ten times a second.
-        let has_watchers = desk.hub.borrow().watchers().0 > 0;
+        let has_watchers = desk.hub().watchers().0 > 0;
         tokio::select! {
             () = desk.bell.notified() => {}
             _ = ticks.tick(), if has_watchers => {
-                let due = desk.hub.borrow_mut().tick(worker.member().now_ms());
+                let due = desk.hub().tick(worker.member().now_ms());
                 desk.send(&worker, due);
             }
         }
@@ -256,7 +274,7 @@ fn handle(worker: &Worker, id: StreamId, client: &ClientSink, request: pb::Watch
     match request.request_union {
         Some(RequestUnion::CreateRequest(request)) => {
             let fragment = request.fragment;
-            let outputs = desk.hub.borrow_mut().create(id, watch_create(request));
+            let outputs = desk.hub().create(id, watch_create(request));
             if fragment {
                 let created = outputs.iter().filter(|output| output.kind == OutputKind::Created);
                 client.fragmenting.borrow_mut().extend(created.map(|output| output.watch_id));
@@ -267,11 +285,11 @@ fn handle(worker: &Worker, id: StreamId, client: &ClientSink, request: pb::Watch
         }
         Some(RequestUnion::CancelRequest(request)) => {
             client.fragmenting.borrow_mut().remove(&request.watch_id);
-            let output = desk.hub.borrow_mut().cancel(id, request.watch_id);
+            let output = desk.hub().cancel(id, request.watch_id);
             desk.send_to(worker, id, output.into_iter().collect());
         }
         Some(RequestUnion::ProgressRequest(_)) => {
-            desk.hub.borrow_mut().request_progress(id);
+            desk.hub().request_progress(id);
             desk.bell.notify_one();
         }
         // From a newer client; etcd ignores it.
@@ -464,7 +482,7 @@ impl Subscription {
     pub(crate) fn new(worker: &Rc<Worker>, create: WatchCreate) -> Self {
         let desk = &worker.watching;
         let (id, sink) = desk.open(Sink::Subscription(SubscriptionSink::default()));
-        let outputs = desk.hub.borrow_mut().create(id, create);
+        let outputs = desk.hub().create(id, create);
         desk.send_to(worker, id, outputs);
         desk.bell.notify_one();
         Self { worker: worker.clone(), id, sink }
