@@ -46,7 +46,7 @@ pub async fn compare(options: &Compare) -> Result<bool, BenchError> {
             fs::write(path, text).map_err(|source| BenchError::File { path: path.clone(), source })?;
         }
     }
-    print!("{}", report::table(&names, &rows));
+    print!("{}", report::table(&names, &rows, options.judged));
     let (missed, failed) = report::misses(&names, &rows);
     println!("{missed} floors missed, {failed} runs failed");
     Ok(failed == 0)
@@ -62,7 +62,7 @@ pub async fn run(options: &Run) -> Result<bool, BenchError> {
         rows.push(Rows { workload: workload.name, servers: vec![vec![result]] });
     }
     let names = ["server"];
-    print!("{}", report::table(&names, &rows));
+    print!("{}", report::table(&names, &rows, false));
     Ok(report::misses(&names, &rows).1 == 0)
 }
 

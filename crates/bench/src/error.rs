@@ -56,6 +56,9 @@ pub enum BenchError {
     /// An answer that cannot be right.
     #[error("wrong answer: {0}")]
     Wrong(String),
+    /// Not one request ended while it counted.
+    #[error("nothing was answered within the measured time")]
+    NothingMeasured,
     /// A step took longer than its bound.
     #[error("{0} did not end within {1:?}")]
     TimedOut(&'static str, Duration),

@@ -17,6 +17,7 @@ keelson-bench compare --server NAME=PATH --server NAME=PATH ... [options]
     --large-rounds N    rounds of the workloads that fill 1,000,000 keys (1)
     --dir DIR           where fresh data directories are made (the system's temporary directory)
     --json FILE         also write every figure of every round
+    --judged            show only what has a floor and a goal
 
 keelson-bench run --endpoint HOST:PORT [--pid PID] [options]
     Runs workloads once against a server that runs already; with its process ID also CPU and memory.
@@ -56,6 +57,8 @@ pub struct Compare {
     pub dir: PathBuf,
     /// Where figures go.
     pub json: Option<PathBuf>,
+    /// Leave figures without a bound out of the table.
+    pub judged: bool,
     /// Which workloads.
     pub workloads: Vec<String>,
     /// How long and large.
@@ -85,6 +88,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         large_rounds: 1,
         dir: std::env::temp_dir(),
         json: None,
+        judged: false,
         workloads: Vec::new(),
         settings: Settings { measured: Duration::from_secs(3), scale: 1.0 },
     };
@@ -96,6 +100,10 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         };
         if flag == "--help" || flag == "-h" {
             return Ok(Command::Help);
+        }
+        if flag == "--judged" {
+            compare.judged = true;
+            continue;
         }
         let value = attached.or_else(|| arguments.next()).ok_or_else(|| format!("{flag} needs a value"))?;
         match flag.as_str() {

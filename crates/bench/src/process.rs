@@ -267,7 +267,8 @@ impl Server {
     /// wait, because a server may drop what reaches it before it leads.
     async fn first_read(&mut self) -> Result<(), BenchError> {
         const INTERVAL: Duration = Duration::from_millis(5);
-        const ATTEMPT: Duration = Duration::from_secs(10);
+        const ATTEMPT: Duration = Duration::from_secs(1);
+        const IN_FLIGHT: usize = 200;
         let begun = Instant::now();
         let answered = Rc::new(Notify::new());
         let mut attempts = tokio::task::JoinSet::new();
@@ -280,7 +281,7 @@ impl Server {
                 return Err(BenchError::NotReady(START_PATIENCE, self.log_end()));
             }
             while attempts.try_join_next().is_some() {}
-            if attempts.len() < 32 {
+            if attempts.len() < IN_FLIGHT {
                 let (address, answered) = (self.client, Rc::clone(&answered));
                 attempts.spawn_local(timeout(ATTEMPT, async move {
                     if linearizable_read(address).await.is_ok() {

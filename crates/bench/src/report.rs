@@ -52,8 +52,8 @@ fn ratio(medians: &[Option<f64>], better: Better) -> Option<f64> {
 }
 
 /// The table: per workload and metric each server's median, the first one's ratio to the better of the others, and
-/// what is demanded.
-pub fn table(names: &[&str], rows: &[Rows]) -> String {
+/// what is demanded; with `judged_only`, no other rows.
+pub fn table(names: &[&str], rows: &[Rows], judged_only: bool) -> String {
     let mut lines: Vec<Vec<String>> = Vec::new();
     let mut heading = vec!["workload".to_owned(), "metric".to_owned(), "unit".to_owned()];
     heading.extend(names.iter().map(|name| (*name).to_owned()));
@@ -66,6 +66,9 @@ pub fn table(names: &[&str], rows: &[Rows]) -> String {
                 (0..names.len()).map(|server| median(&row.values(server, metric))).collect();
             let ratio = if metric.better == Better::Told { None } else { ratio(&medians, metric.better) };
             let bound = bound(row.workload, metric);
+            if judged_only && bound.is_none() {
+                continue;
+            }
             let (floor, goal, verdict) = match bound {
                 Some(Bound::Ratio { floor, goal }) => {
                     (format!("{floor}x"), format!("{goal}x"), ratio.map(|r| Verdict::of(r, floor, goal, metric.better)))
@@ -161,7 +164,7 @@ pub fn json(names: &[&str], rows: &[Rows]) -> Value {
 /// How many floors were missed and how many runs failed.
 pub fn misses(names: &[&str], rows: &[Rows]) -> (usize, usize) {
     let failed = rows.iter().flat_map(|row| row.servers.iter().flatten()).filter(|round| round.is_err()).count();
-    let text = table(names, rows);
+    let text = table(names, rows, true);
     (text.lines().filter(|line| line.ends_with(Verdict::Miss.word())).count(), failed)
 }
 
@@ -179,7 +182,7 @@ mod tests {
     fn the_first_server_is_held_against_the_better_of_the_others_in_each_metric() {
         let servers = vec![rounds(&[9.0, 30.0, 10.0], 300.0), rounds(&[40.0], 100.0), rounds(&[50.0], 200.0)];
         let rows = [Rows { workload: "put_256b_64", servers }];
-        let table = table(&["ours", "a", "b"], &rows);
+        let table = table(&["ours", "a", "b"], &rows, false);
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let lines: Vec<Vec<String>> = table.lines().map(words).collect();
         assert_eq!(lines[1][1..], ["server", "cpu", "us/op", "10.0", "40.0", "50.0", "0.25x", "0.45x", "0.3x", "GOAL"]);
@@ -190,7 +193,7 @@ mod tests {
     #[test]
     fn a_failed_run_is_told_and_leaves_the_others() {
         let rows = [Rows { workload: "put_256b_1", servers: vec![vec![Err("no".to_owned())], rounds(&[4.0], 1.0)] }];
-        let table = table(&["ours", "etcd"], &rows);
+        let table = table(&["ours", "etcd"], &rows, true);
         assert!(table.contains("FAILED put_256b_1 on ours: no"), "{table}");
         assert_eq!(json(&["ours", "etcd"], &rows)["workloads"][0]["failures"][0]["server"], "ours");
     }

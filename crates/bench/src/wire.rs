@@ -563,7 +563,12 @@ mod tests {
             self.refused += usize::from(!answered);
             if self.left > 0 {
                 self.left -= 1;
-                calls.start(client, if self.left % 2 == 0 { Method::Put } else { Method::Txn }, &self.message, true);
+                calls.start(
+                    client,
+                    if self.left.is_multiple_of(2) { Method::Put } else { Method::Txn },
+                    &self.message,
+                    true,
+                );
             }
         }
     }

@@ -63,6 +63,17 @@ impl Target<'_> {
         }
     }
 
+    /// Stops the server cleanly and starts it again, if that is ours to do.
+    async fn restart(&mut self) -> Result<(), BenchError> {
+        if let Some(server) = &mut self.server {
+            server.stop().await?;
+            server.start_again().await?;
+            self.pid = server.pid();
+            server.rest().await?;
+        }
+        Ok(())
+    }
+
     async fn control(&self) -> Result<Control, BenchError> {
         Ok(Control::connect(self.address).await?)
     }
@@ -151,7 +162,7 @@ fn measured(outcome: &Outcome, target: &Target<'_>) -> Result<Measured, BenchErr
     let latencies = &outcome.latencies;
     let count = latencies.count();
     if count == 0 {
-        return Err(BenchError::Wrong("no request was answered within the measured time".to_owned()));
+        return Err(BenchError::NothingMeasured);
     }
     let micros = |duration: Duration| duration.as_secs_f64() * 1e6;
     let mut measured = vec![(&metric::THROUGHPUT, count as f64 / outcome.elapsed.as_secs_f64())];

@@ -36,11 +36,11 @@ pub async fn latency(target: &mut Target<'_>, settings: &Settings) -> Result<Mea
     let (mut events, mut puts) = (Histogram::default(), Histogram::default());
     let (start, mut sent) = (Instant::now() + Duration::from_millis(500), 0);
     let end = start + settings.measured;
-    let (mut before, mut own_before) = (None, None);
+    let mut before = None;
     while Instant::now() < end {
         let from = Instant::now();
-        if from >= start && own_before.is_none() {
-            (before, own_before) = (target.usage()?, Some(Usage::of(std::process::id())?.cpu));
+        if from >= start && before.is_none() {
+            before = target.usage()?;
         }
         let _answer: PutResponse = control.call(Method::Put.path(), &put).await?;
         let acknowledged = from.elapsed();
@@ -51,7 +51,10 @@ pub async fn latency(target: &mut Target<'_>, settings: &Settings) -> Result<Mea
             events.record(watchers.board.last_event.get().map_or(Duration::MAX, |event| event - from));
         }
     }
-    let (after, count) = (target.usage()?, events.count().max(1) as f64);
+    if events.count() == 0 {
+        return Err(BenchError::NothingMeasured);
+    }
+    let (after, count) = (target.usage()?, events.count() as f64);
     let micros = |duration: Duration| duration.as_secs_f64() * 1e6;
     let mut measured = vec![
         (&metric::EVENT_P50, micros(events.quantile(0.5))),
@@ -93,7 +96,7 @@ pub async fn fan_out(target: &mut Target<'_>, settings: &Settings) -> Result<Mea
     let (after, own_after) = (target.usage()?, Usage::of(std::process::id())?.cpu);
     watchers.check()?;
     if events == 0 {
-        return Err(BenchError::Wrong("no event arrived within the measured time".to_owned()));
+        return Err(BenchError::NothingMeasured);
     }
     let micros_each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / events as f64;
     let mut measured = vec![
