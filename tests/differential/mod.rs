@@ -227,7 +227,7 @@ impl<'a> Comparison<'a> {
         while self.report.operations < self.settings.operations {
             self.live_watches().await?;
             self.change().await?;
-            let reads = self.generator.between(0, 6);
+            let reads = self.generator.between(0, 4);
             self.reads(reads).await?;
             if self.report.operations >= next_watches {
                 next_watches = self.report.operations + 400;

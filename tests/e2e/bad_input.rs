@@ -406,21 +406,118 @@ async fn a_damaged_segment_gives_no_wrong_answer() {
         assert!(server.log().contains(&name), "it does not name {name}:\n{}", server.log());
         return;
     }
+    // The member may stop rather than answer wrongly, and says why.
+    if let Err(status) = needles_must_be_there(&server).await {
+        let log = server.log();
+        assert!(log.contains(&name), "{status}, and no word about {name}:\n{log}");
+    }
+}
+
+/// Reads what [`put_needles`] wrote. An error is an answer; a wrong value is not.
+async fn needles_must_be_there(server: &Server) -> Result<(), tonic::Status> {
     let mut client = connect(server.client_addr()).await.expect("a connection");
     for number in 0..50 {
         let key = Bytes::from(format!("key{number}"));
-        match client.kv.range(RangeRequest { key, ..RangeRequest::default() }).await {
-            Ok(response) => {
-                let value = response.into_inner().kvs.first().map(|pair| pair.value.clone());
-                assert_eq!(value.as_deref(), Some(format!("needle-{number}-in-the-haystack").as_bytes()));
-            }
-            // The member may stop rather than answer wrongly, and says why.
-            Err(status) => {
-                let log = server.log();
-                assert!(log.contains(&name), "{status}, and no word about {name}:\n{log}");
-                return;
-            }
+        let response = client.kv.range(RangeRequest { key, ..RangeRequest::default() }).await?;
+        let value = response.into_inner().kvs.first().map(|pair| pair.value.clone());
+        assert_eq!(value.as_deref(), Some(format!("needle-{number}-in-the-haystack").as_bytes()));
+    }
+    Ok(())
+}
+
+/// A crash in the middle of the last write: its sectors are zeros. It was never acknowledged as far as the next start
+/// can know, so it may be gone; nothing before it may.
+#[tokio::test]
+async fn a_torn_end_of_the_wal_takes_nothing_else_with_it() {
+    let mut server = start();
+    put_needles(&server).await;
+    let mut client = connect(server.client_addr()).await.expect("a connection");
+    let last = Bytes::from("last-".repeat(2_000));
+    let put = PutRequest { key: Bytes::from_static(b"last"), value: last.clone(), ..PutRequest::default() };
+    client.kv.put(put).await.expect("a put");
+    server.kill().expect("SIGKILL");
+    tear(&server.data_dir().join("member/wal"), &last);
+    server.spawn().and_then(|()| server.wait_ready()).expect("a torn end is no corruption");
+    needles_must_be_there(&server).await.expect("the server answers");
+    let mut client = connect(server.client_addr()).await.expect("a connection");
+    let range = RangeRequest { key: Bytes::from_static(b"last"), ..RangeRequest::default() };
+    let pairs = client.kv.range(range).await.expect("an answer").into_inner().kvs;
+    assert!(pairs.is_empty() || pairs[0].value == last, "half a value: {pairs:?}");
+    must_be_alive(&mut server, "a torn end of its log").await;
+}
+
+/// Zeroes what lies behind the first half of `needle` in the file that has it, as if those sectors never arrived.
+fn tear(folder: &Path, needle: &[u8]) {
+    for entry in std::fs::read_dir(folder).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        let mut bytes = std::fs::read(&path).expect("a file");
+        if let Some(at) = bytes.windows(needle.len()).position(|window| window == needle) {
+            let middle = (at + needle.len() / 2).next_multiple_of(512);
+            bytes[middle..].fill(0);
+            std::fs::write(&path, bytes).expect("the file can be written");
+            return;
         }
+    }
+    panic!("the value is in no file of {}", folder.display());
+}
+
+/// The disk fills up: writes fail or the member stops, and what was acknowledged is there when there is room again.
+#[tokio::test]
+async fn a_full_disk_loses_no_acknowledged_write() {
+    let Some(disk) = SmallDisk::mount("300m") else {
+        eprintln!("skipped: this user may not mount a small disk");
+        return;
+    };
+    let options = Options { data_dir: Some(disk.0.path().join("data")), flags: Vec::new() };
+    let mut server = Server::start(&ours(), options).expect("the server starts");
+    let ballast = disk.0.path().join("ballast");
+    let mut file = std::fs::File::create(&ballast).expect("a file");
+    while file.write_all(&[1; 65536]).is_ok() {}
+    drop(file);
+
+    let mut client = connect(server.client_addr()).await.expect("a connection");
+    let mut acknowledged = Vec::new();
+    let value = Bytes::from(vec![b'v'; 100_000]);
+    // What is allocated ahead holds some; nothing that fits on this disk holds all.
+    for number in 0..3_000 {
+        let key = Bytes::from(format!("key{number}"));
+        let put = client.kv.put(PutRequest { key: key.clone(), value: value.clone(), ..PutRequest::default() });
+        match tokio::time::timeout(Duration::from_secs(30), put).await {
+            Ok(Ok(_)) => acknowledged.push(key),
+            Ok(Err(_)) => break,
+            Err(_) => panic!("a put hangs on a full disk:\n{}", server.log()),
+        }
+    }
+    assert!(acknowledged.len() < 3_000, "300 MB on a disk of 300 MB");
+    server.kill().expect("SIGKILL, if it has not stopped by itself");
+    std::fs::remove_file(&ballast).expect("the ballast goes");
+    server.spawn().and_then(|()| server.wait_ready()).expect("with room again it starts");
+    let mut client = connect(server.client_addr()).await.expect("a connection");
+    for key in acknowledged {
+        let response = client.kv.range(RangeRequest { key: key.clone(), ..RangeRequest::default() }).await;
+        let pairs = response.expect("an answer").into_inner().kvs;
+        assert!(pairs.len() == 1 && pairs[0].value == value, "lost: {key:?}");
+    }
+    must_be_alive(&mut server, "a full disk").await;
+}
+
+/// A file system of its own, in memory, that goes away with its value.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(size: &str) -> Option<SmallDisk> {
+        let folder = tempfile::tempdir().ok()?;
+        let option = format!("size={size}");
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &option, "keelson-test"]).arg(folder.path());
+        mount.output().ok()?.status.success().then_some(SmallDisk(folder))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily, since a server of a failed test may still be there; a failure only leaves a mount behind.
+        std::process::Command::new("umount").arg("-l").arg(self.0.path()).output().ok();
     }
 }
 
