@@ -55,7 +55,8 @@ pub enum Fault {
         /// The unreadable byte.
         offset: u64,
     },
-    /// The disk takes this many more bytes; then writes fail with "no space left", until the fault is cleared.
+    /// The disk takes this many more bytes; then writes fail with "no space left", until the fault is cleared. A write that
+    /// does not fit is cut at a sector's end, as file systems hand out whole blocks.
     Full {
         /// Bytes that still fit.
         after_bytes: u64,
@@ -499,7 +500,11 @@ impl File for MemFile {
         shared.calls.writes += 1;
         shared.calls.bytes_written += buf.len() as u64;
         let room = shared.write_fault(buf.len() as u64)?;
-        let fitting = &buf[..usize::try_from(room).unwrap_or(buf.len()).min(buf.len())];
+        let mut fitting = buf;
+        if room < buf.len() as u64 {
+            let end = (offset + room) / SECTOR_BYTES * SECTOR_BYTES;
+            fitting = &buf[..end.saturating_sub(offset) as usize];
+        }
         if !fitting.is_empty() {
             let file = shared.tree.file_mut(self.id)?;
             file.apply(if fitting.iter().all(|&byte| byte == 0) {
@@ -949,12 +954,12 @@ mod tests {
     #[test]
     fn a_full_disk_takes_what_fits() {
         let (disk, file) = disk_with("/a", b"");
-        disk.inject(Fault::Full { after_bytes: 2 });
-        assert_eq!(file.write_at(b"abc", 0).unwrap_err().kind(), io::ErrorKind::StorageFull);
-        assert_eq!(disk.read(Path::new("/a")).unwrap(), b"ab");
-        assert!(file.write_at(b"c", 2).is_err());
+        disk.inject(Fault::Full { after_bytes: 1000 });
+        assert_eq!(file.write_at(&[1; 2000], 0).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(disk.read(Path::new("/a")).unwrap(), [1; 512]);
+        assert!(file.write_at(b"c", 512).is_err());
         disk.clear_faults();
-        file.write_at(b"c", 2).unwrap();
+        file.write_at(b"c", 512).unwrap();
     }
 
     #[test]

@@ -22,7 +22,8 @@
 //!
 //! - As read back, indexes are contiguous and terms never go down; both are checked on append *and* on replay.
 //! - An entry written again at an index replaces that one and everything after it.
-//! - Only the last segment may end in a torn record; anywhere else that is damage, and we refuse to start.
+//! - Only the last segment may end in a torn record; anywhere else that is damage, and we refuse to start. A record that
+//!   later ones prove to have been synced was not torn either (etcd would cut it off, and them with it).
 //! - Behind the last record there are only zeros, durably, before anything is appended.
 //! - After a failed write or sync nothing more is written: nobody knows what the disk holds, and asking it again
 //!   may give a wrong "yes".
@@ -43,6 +44,8 @@ mod prepare;
 mod record;
 mod segment;
 pub mod snap;
+#[cfg(test)]
+mod tests;
 
 pub use log::{Repair, Replay, Stats, Synced, Wal};
 pub use prepare::{Prepare, Prepared};
@@ -158,6 +161,19 @@ pub enum WalError {
         expected: u32,
         /// What the record says.
         found: u32,
+    },
+    /// A record near the end is missing or damaged, and it is not a torn write: what follows it was written later.
+    #[error(
+        "{}: record at byte {offset} is lost, though it had been synced before the one at byte {later} was written",
+        file.display()
+    )]
+    LostRecord {
+        /// The damaged segment.
+        file: PathBuf,
+        /// Where the lost record's frame begins.
+        offset: u64,
+        /// Where a record of a later batch begins.
+        later: u64,
     },
     /// A frame or record that makes no sense.
     #[error("{}: record at byte {offset}: {problem}", file.display())]

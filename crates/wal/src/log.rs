@@ -126,6 +126,7 @@ impl Wal {
         let mut tmp = dir.to_owned().into_os_string();
         tmp.push(".tmp");
         let tmp = PathBuf::from(tmp);
+        let grown = growing_directories(disk.as_ref(), dir)?;
         disk.create_dir_all(&tmp).map_err(io_error(&tmp, "make the log's directory"))?;
         for leftover in disk.list(&tmp).map_err(io_error(&tmp, "list the log's directory"))? {
             let leftover = tmp.join(leftover);
@@ -152,7 +153,9 @@ impl Wal {
         let disk = wal.disk.as_ref();
         disk.sync_dir(&tmp).map_err(io_error(&tmp, "sync the log's directory"))?;
         disk.rename(&tmp, dir).map_err(io_error(dir, "put the new log in its place"))?;
-        sync_parent(disk, dir)?;
+        for parent in grown {
+            disk.sync_dir(&parent).map_err(io_error(&parent, "sync a directory above the log"))?;
+        }
         Ok(wal)
     }
 
@@ -193,13 +196,21 @@ impl Wal {
                 reader.take(record, &path, offset)
             })?;
             offset = end.offset;
+            let is_last = number + 1 == segments.len();
             match end.torn {
-                None => {}
-                Some(error) if number + 1 < segments.len() => return Err(error),
-                Some(_) => {
-                    let kept_as = set_aside(disk.as_ref(), segment.file.as_ref(), &path)?;
-                    repaired = Some(Repair { file: path, at: offset, kept_as });
+                Some(error) if !is_last => return Err(error),
+                torn if is_last => {
+                    let file = segment.file.as_ref();
+                    let later = segment::later_batch(file, offset).map_err(io_error(&path, "read a segment"))?;
+                    if let Some(later) = later {
+                        return Err(WalError::LostRecord { file: path, offset, later });
+                    }
+                    if torn.is_some() {
+                        let kept_as = set_aside(disk.as_ref(), file, &path)?;
+                        repaired = Some(Repair { file: path, at: offset, kept_as });
+                    }
                 }
+                _ => {}
             }
         }
         let (identity, hard_state, entries, last_index) = reader.finish()?;
@@ -424,7 +435,10 @@ impl Wal {
             }
         }
         self.disk.sync_dir(&self.dir).map_err(io_error(&self.dir, "sync the log's directory"))?;
-        sync_parent(self.disk.as_ref(), &self.dir)
+        match parent_of(&self.dir) {
+            Some(parent) => self.disk.sync_dir(&parent).map_err(io_error(&parent, "sync a directory above the log")),
+            None => Ok(()),
+        }
     }
 
     fn current(&self) -> &Segment {
@@ -531,13 +545,25 @@ fn lock(file: &dyn File, path: &Path) -> Result<(), WalError> {
     }
 }
 
-fn sync_parent(disk: &dyn Disk, dir: &Path) -> Result<(), WalError> {
-    let parent = match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        Some(_) => Path::new("."),
-        None => return Ok(()),
-    };
-    disk.sync_dir(parent).map_err(io_error(parent, "sync the directory above the log"))
+fn parent_of(path: &Path) -> Option<PathBuf> {
+    let parent = path.parent()?;
+    Some(if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent.to_owned() })
+}
+
+/// The directories that get a new name in them when `dir` is made: its parent, and the parent of each that is made as well.
+/// A log is durable only if the whole path to it is.
+fn growing_directories(disk: &dyn Disk, dir: &Path) -> Result<Vec<PathBuf>, WalError> {
+    let mut grown = Vec::new();
+    let mut at = dir.to_owned();
+    while let Some(parent) = parent_of(&at) {
+        let exists = disk.exists(&parent).map_err(io_error(&parent, "look for the directory above the log"))?;
+        grown.push(parent.clone());
+        if exists {
+            break;
+        }
+        at = parent;
+    }
+    Ok(grown)
 }
 
 /// Copies a segment to `<path>.broken` before it is repaired, so that nothing is destroyed that somebody may want to see.
@@ -549,6 +575,7 @@ fn set_aside(disk: &dyn Disk, file: &dyn File, path: &Path) -> Result<PathBuf, W
         let copy = disk.open(&kept_as, Open::Truncate)?;
         copy.set_len(file.len()?)?;
         let mut block = vec![0; BLOCK];
+        let zeros = vec![0; BLOCK];
         let mut at = 0;
         loop {
             let got = file.read_at(&mut block, at)?;
@@ -556,7 +583,7 @@ fn set_aside(disk: &dyn Disk, file: &dyn File, path: &Path) -> Result<PathBuf, W
                 return copy.sync();
             }
             // Most of a segment is zeros, and they are there already.
-            if block[..got].iter().any(|&byte| byte != 0) {
+            if block[..got] != zeros[..got] {
                 copy.write_at(&block[..got], at)?;
             }
             at += got as u64;
@@ -609,8 +636,7 @@ impl Reader<'_> {
                     return Err(WalError::MissingEntries { file, offset, expected, found });
                 }
                 self.entries.truncate(position as usize);
-                let term_before = self.entries.last().map_or(self.from.term, |last| last.term);
-                if entry.term < term_before {
+                if self.entries.last().is_some_and(|last| entry.term < last.term) {
                     let problem = "an entry of an older term than the one before it";
                     return Err(WalError::Malformed { file: path.to_owned(), offset, problem });
                 }

@@ -210,6 +210,50 @@ pub(crate) fn decode(body: Bytes, checksum: &mut u32) -> Result<Record, Refusal>
     }
 }
 
+/// Whether these frames show that the log went on after a sync: an entry, later a hard state, later anything. A batch is
+/// entries and then at most one hard state, so the last record belongs to a later batch, and a batch with an entry is
+/// synced before the next one is written. Whatever stands before that entry had therefore been durable.
+///
+/// `content` begins on a frame boundary (a multiple of 8) but not necessarily with a frame. Returns where in it the proof
+/// ends. Frames count only if the checksum chain leads from one to the next.
+pub(crate) fn proof_of_later_batch(content: &Bytes) -> Option<usize> {
+    let frame_at = |at: usize| {
+        let head = content.get(at..at + FRAME_HEAD as usize)?.try_into().ok()?;
+        let (len, padding) = frame_lengths(head)?;
+        let begin = at + FRAME_HEAD as usize;
+        let end = begin.checked_add(usize::try_from(len).ok()?)?;
+        // Every record begins with its type and its checksum; that rules out almost all places that are none.
+        let body = content.get(begin..end)?;
+        if !matches!(body, [0x08, 1..=5, 0x10, ..]) {
+            return None;
+        }
+        let record = walpb::Record::decode(content.slice(begin..end)).ok()?;
+        Some((record, end + padding as usize))
+    };
+    let mut start = 0;
+    while start < content.len() {
+        let (mut at, mut frames, mut checksum) = (start, 0, 0);
+        let (mut entry, mut state) = (false, false);
+        while let Some((record, next)) = frame_at(at) {
+            let found = record.crc.unwrap_or(0);
+            let data = record.data.unwrap_or_default();
+            if frames > 0 && crc32c::crc32c_append(checksum, &data) != found {
+                break;
+            }
+            if state {
+                return Some(at);
+            }
+            let kind = record.r#type.unwrap_or(0) as u64;
+            entry |= kind == ENTRY;
+            state |= entry && kind == STATE;
+            (at, frames, checksum) = (next, frames + 1, found);
+        }
+        // One frame alone may be an accident; what a chain has covered need not be looked at again.
+        start = if frames > 1 { at } else { start + 8 };
+    }
+    None
+}
+
 /// Whether a bad frame was never written completely: some part of it that lies in one sector is all zeros, as the file was
 /// before. `body` (with padding) begins at `offset` of the file. This is etcd's rule.
 pub(crate) fn is_torn(body: &[u8], offset: u64) -> bool {

@@ -95,6 +95,10 @@ pub(crate) fn read(
             return Ok(End { offset, torn: None });
         };
         let body_at = offset + FRAME_HEAD;
+        // A length never lies across two sectors, so a wrong one is not the work of a power cut.
+        if !(len + padding).is_multiple_of(8) {
+            return Err(malformed(offset, "the record is not padded to a multiple of 8 bytes"));
+        }
         if len > file_len - body_at || padding > file_len - body_at - len {
             return Ok(End { offset, torn: Some(malformed(offset, "the record is longer than the rest of the file")) });
         }
@@ -148,6 +152,38 @@ fn read_on(file: &dyn File, content: &mut Vec<u8>, end: u64, file_len: u64) -> i
     let got = file.read_at(&mut content[have..], have as u64)?;
     content.truncate(have + got);
     Ok(content.len() as u64 >= end)
+}
+
+/// Where behind the end of the log (at `offset`) a record stands that was written only after what is missing there had been
+/// synced. A power cut cannot leave that; a lost or damaged sector can.
+pub(crate) fn later_batch(file: &dyn File, offset: u64) -> io::Result<Option<u64>> {
+    let mut block = vec![0; BLOCK];
+    let zeros = vec![0; BLOCK];
+    let mut used_end = None;
+    let mut at = offset;
+    loop {
+        let got = file.read_at(&mut block, at)?;
+        if got == 0 {
+            break;
+        }
+        // Comparing whole blocks first is much faster, and nearly always enough.
+        if block[..got] != zeros[..got]
+            && let Some(last) = block[..got].iter().rposition(|&byte| byte != 0)
+        {
+            used_end = Some(at + last as u64 + 1);
+        }
+        at += got as u64;
+    }
+    let Some(used_end) = used_end else { return Ok(None) };
+    let len = usize::try_from(used_end - offset).map_err(io::Error::other)?;
+    let mut content = Vec::new();
+    content.try_reserve_exact(len + 8).map_err(io::Error::other)?;
+    content.resize(len, 0);
+    let got = file.read_at(&mut content, offset)?;
+    content.truncate(got);
+    // The padding of the last frame is zeros too.
+    content.resize(got.next_multiple_of(8), 0);
+    Ok(record::proof_of_later_batch(&content.into()).map(|at| offset + at as u64))
 }
 
 /// Makes everything from `offset` on zero, durably. Only blocks that are not zero yet are written, so a segment that
