@@ -3,11 +3,11 @@
 //! Needs an etcd 3.4 at `/usr/bin/etcd` (or where `ETCD_3_4` says) with its etcdctl beside it; otherwise these tests say so
 //! and pass.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -60,16 +60,19 @@ impl Etcd {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut log = BufReader::new(process.stderr.take().unwrap());
+        let log = BufReader::new(process.stderr.take().unwrap());
+        let etcd = Etcd { process, program: program.to_owned(), client_url };
+        // A thread reads on to the end, or etcd would block on a full pipe.
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || log.lines().map_while(Result::ok).for_each(|line| sender.send(line).unwrap_or(())));
         let mut said = String::new();
         while !said.contains("serving client traffic insecurely") {
-            if log.read_line(&mut said).unwrap() == 0 {
-                panic!("etcd gave up:\n{said}");
+            match lines.recv_timeout(Duration::from_secs(30)) {
+                Ok(line) => said += &line,
+                Err(e) => panic!("etcd does not serve ({e}):\n{said}"),
             }
         }
-        // Somebody has to go on reading, or etcd would block on a full pipe.
-        std::thread::spawn(move || log.read_to_end(&mut Vec::new()));
-        Etcd { process, program: program.to_owned(), client_url }
+        etcd
     }
 
     fn ctl(&self, args: &[&str]) -> String {
