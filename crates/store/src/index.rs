@@ -124,6 +124,15 @@ impl Slot {
         older.get(older.partition_point(|v| v.main <= at).checked_sub(1)?)
     }
 
+    fn version(&self, revision: Revision) -> Option<&Version> {
+        if self.newest.revision() == revision {
+            return Some(&self.newest);
+        }
+        let older = self.older.as_ref()?;
+        let version = older.get(older.partition_point(|v| v.revision() < revision))?;
+        (version.revision() == revision).then_some(version)
+    }
+
     /// All versions and tombstones, oldest first.
     pub(crate) fn versions(&self) -> impl Iterator<Item = &Version> {
         self.older.iter().flat_map(|older| older.iter()).chain(std::iter::once(&self.newest))
@@ -389,27 +398,47 @@ impl Index {
         }
     }
 
-    /// Adds a key above all that are there, with its versions oldest first. `false` if it is not above them or the
-    /// versions are not in order.
+    /// Adds a key above all that are there, with its versions oldest first, or more versions of the last key. `false`
+    /// if anything is out of order.
     pub(crate) fn push(&mut self, key: &[u8], mut versions: VecDeque<Version>) -> bool {
         let ordered = versions.iter().zip(versions.iter().skip(1)).all(|(a, b)| a.revision() < b.revision());
-        let Some(newest) = versions.pop_back() else { return false };
-        let (_, last) = self.leaves.last_key_value().expect("there is a first leaf");
-        if !ordered || last.slots.len().checked_sub(1).is_some_and(|at| last.key(at) >= key) {
+        let (Some(first), Some(newest)) = (versions.front().copied(), versions.pop_back()) else { return false };
+        let mut entry = self.leaves.last_entry().expect("there is a first leaf");
+        let leaf = entry.get_mut();
+        let last = leaf.slots.len().checked_sub(1);
+        match last.map(|position| leaf.key(position).cmp(key)) {
+            None | Some(std::cmp::Ordering::Less) => {}
+            Some(std::cmp::Ordering::Greater) => return false,
+            Some(std::cmp::Ordering::Equal) => {
+                let Some(slot) = leaf.slots.last_mut() else { return false };
+                if !ordered || slot.newest.revision() >= first.revision() {
+                    return false;
+                }
+                let older = slot.older.get_or_insert_default();
+                older.push_back(std::mem::replace(&mut slot.newest, newest));
+                older.append(&mut versions);
+                return true;
+            }
+        }
+        if !ordered {
             return false;
         }
         self.keys += 1;
         let older = (!versions.is_empty()).then(|| Box::new(versions));
-        if last.is_full_for(key) {
+        if leaf.is_full_for(key) {
             let mut leaf = Leaf::default();
             leaf.insert(0, key, newest, older);
             self.leaves.insert(key.into(), leaf);
         } else {
-            let mut last = self.leaves.last_entry().expect("there is a first leaf");
-            let leaf = last.get_mut();
             leaf.insert(leaf.slots.len(), key, newest, older);
         }
         true
+    }
+
+    /// Whether `revision` of `key` is at `location`.
+    pub(crate) fn is_at(&self, key: &[u8], revision: Revision, location: Location) -> bool {
+        let version = self.slot(key).and_then(|slot| slot.version(revision));
+        version.is_some_and(|version| version.location() == location)
     }
 
     /// Points a version at its copy. `false` if it is not at `from` (any more).

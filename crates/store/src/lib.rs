@@ -264,11 +264,13 @@ pub struct Options {
     pub flush_bytes: usize,
     /// Bytes of the newest frames kept in memory.
     pub recent_bytes: usize,
+    /// Bytes of log behind the last checkpoint at which a new one is written: what an open after a crash must read.
+    pub checkpoint_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, flush_bytes: 256 << 10, recent_bytes: 16 << 20 }
+        Self { segment_bytes: 64 << 20, flush_bytes: 256 << 10, recent_bytes: 16 << 20, checkpoint_bytes: 256 << 20 }
     }
 }
 
@@ -590,6 +592,6 @@ impl Writer {
     /// Flushes, syncs and writes an index checkpoint, so that the next open is fast. For a clean stop.
     pub fn close(mut self) -> Result<(), StoreError> {
         self.sync()?;
-        Ok(())
+        self.store.checkpoint_now()
     }
 }

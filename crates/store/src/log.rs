@@ -20,12 +20,12 @@ use crate::{Location, Mark, Options, StoreError};
 /// How far the log has come.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress {
-    /// Behind the newest mark that is in a file, and that mark.
+    /// Behind the newest mark that is in a file, that mark, and the revision there.
     pub marked: Position,
     pub mark: Mark,
-    /// Behind the newest mark that is durable, and that mark.
+    pub revision: i64,
+    /// Behind a mark that is durable.
     pub durable: Position,
-    pub durable_mark: Mark,
 }
 
 /// Where the versions of a removed segment are now: old offset, new place. In offset order.
@@ -169,7 +169,6 @@ impl Files {
         self.sync_dir()?;
         let mut progress = self.progress.lock();
         progress.durable = marked;
-        progress.durable_mark = mark.clone();
         Ok(mark)
     }
 
@@ -197,7 +196,7 @@ pub(crate) struct Tail {
     /// Where the log ended when `mark` was noted. The mark is true only there.
     noted: Option<Position>,
     /// The newest mark frame that is pending, and where it ends.
-    appended_mark: Option<(Position, Mark)>,
+    appended_mark: Option<(Position, Mark, i64)>,
 }
 
 impl Tail {
@@ -297,7 +296,7 @@ impl Tail {
             out.put_slice(&mark.conf_state);
         })?;
         self.noted = Some(self.position());
-        self.appended_mark = Some((self.position(), self.mark.clone()));
+        self.appended_mark = Some((self.position(), self.mark.clone(), revision));
         Ok(())
     }
 
@@ -308,10 +307,11 @@ impl Tail {
             self.pending.shrink_to(self.files.options.flush_bytes.saturating_mul(2));
             self.files.recent.write().trim(self.position());
         }
-        if let Some((position, mark)) = self.appended_mark.take() {
+        if let Some((position, mark, revision)) = self.appended_mark.take() {
             let mut progress = self.files.progress.lock();
             progress.marked = position;
             progress.mark = mark;
+            progress.revision = revision;
             self.files.want_mark.store(false, Ordering::Release);
         }
         Ok(())

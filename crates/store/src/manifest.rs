@@ -111,6 +111,8 @@ impl Manifest {
         let file = disk.open(&temporary, Open::Truncate).map_err(failed("create"))?;
         file.write_at(&bytes, 0).map_err(failed("write"))?;
         file.sync().map_err(failed("sync"))?;
+        // The names of the files it lists must not become durable after it.
+        disk.sync_dir(dir).map_err(|e| StoreError::io(".", "sync directory", e))?;
         disk.rename(&temporary, &dir.join(MANIFEST)).map_err(failed("rename"))?;
         disk.sync_dir(dir).map_err(|e| StoreError::io(".", "sync directory", e))
     }

@@ -39,11 +39,20 @@ pub(crate) struct Recovered {
     pub mark: Mark,
     pub revision: i64,
     pub compacted: i64,
+    /// Newest compaction known to have been carried out.
+    pub swept: i64,
 }
 
 impl Recovered {
     pub(crate) fn empty() -> Self {
-        Self { index: Index::new(), tables: Tables::default(), mark: Mark::default(), revision: 1, compacted: -1 }
+        Self {
+            index: Index::new(),
+            tables: Tables::default(),
+            mark: Mark::default(),
+            revision: 1,
+            compacted: -1,
+            swept: -1,
+        }
     }
 
     /// Takes the effect of a frame in. Doing so twice changes nothing: a checkpoint may already contain it.
@@ -120,6 +129,9 @@ fn create(disk: &dyn Disk, dir: &Path) -> Result<Manifest, StoreError> {
     segment.write(&head)?;
     segment.sync()?;
     disk.sync_dir(dir).map_err(|e| StoreError::io(".", "sync directory", e))?;
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        disk.sync_dir(parent).map_err(|e| StoreError::io("..", "sync directory", e))?;
+    }
     let start = Position { segment: 1, offset: HEAD_BYTES };
     let manifest = Manifest { next_id: 2, checkpoint: 0, start, durable: start, segments: Vec::new() };
     manifest.write(disk, dir)?;
@@ -147,23 +159,29 @@ impl Opening<'_> {
         for listed in self.manifest.segments.clone() {
             self.open_segment(listed.id, listed.origin)?;
         }
+        let log = self.log_segments(names)?;
         let mut recovered = match self.manifest.checkpoint {
             0 => Recovered::empty(),
             id => checkpoint::read(&*self.disk, self.dir, id, &self.segments)?,
         };
-        let swept = recovered.compacted;
+        let checkpoint_bytes = match self.manifest.checkpoint {
+            0 => 0,
+            id => {
+                let name = checkpoint::checkpoint_name(id);
+                file_len(&*self.disk, &self.dir.join(&name), &name)?
+            }
+        };
         for Listed { id, replay, .. } in self.manifest.segments.clone() {
             if replay {
                 self.replay_merged(id, &mut recovered)?;
             }
         }
 
-        let log = self.log_segments(names)?;
         let end = self.replay_log(&log, &mut recovered)?;
         let tail = self.cut(&log, end)?;
         self.remove_leftovers(names)?;
 
-        if recovered.compacted > swept {
+        if recovered.compacted > recovered.swept {
             let mut cursor = Some(Box::from(&[][..]));
             while let Some(from) = cursor {
                 cursor = recovered.index.sweep(&from, recovered.compacted, usize::MAX, &mut |_| {});
@@ -173,7 +191,7 @@ impl Opening<'_> {
         self.count_live(&recovered.index)?;
 
         let mark = recovered.mark;
-        let progress = Progress { marked: end, mark: mark.clone(), durable: end, durable_mark: mark.clone() };
+        let progress = Progress { marked: end, mark: mark.clone(), revision: recovered.revision, durable: end };
         let files = Files::new(
             self.disk,
             self.dir.to_path_buf(),
@@ -191,7 +209,7 @@ impl Opening<'_> {
             tables: recovered.tables,
             revision: recovered.revision,
             compacted: recovered.compacted,
-            maintenance: Maintenance::new(self.manifest),
+            maintenance: Maintenance::new(self.manifest, checkpoint_bytes),
         })
     }
 

@@ -151,11 +151,12 @@ impl History {
         waiting
     }
 
-    /// Calls `each` with the versions in order, until it breaks.
+    /// Calls `each` with the versions in order, until it breaks. Returns whether the end has been reached; if not, the
+    /// next walk goes on with the next version.
     pub(crate) fn walk(
-        mut self,
+        &mut self,
         each: &mut dyn FnMut(Revision, bool, Location, Payload<'_>) -> Result<ControlFlow<()>, StoreError>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         loop {
             let least = self.reached.iter().enumerate().min_by_key(|(_, source)| source.next.revision);
             let least = least.map(|(place, source)| (place, source.next));
@@ -171,25 +172,27 @@ impl History {
             // What is not in a file yet is newer than what is.
             let Some((place, met)) = least else { break };
             let source = &mut self.reached[place];
+            let mut flow = ControlFlow::Continue(());
             // While a segment is being replaced by its copy, both are there.
             if met.revision.main >= self.from && self.last != Some(met.revision) {
                 self.last = Some(met.revision);
-                if each(met.revision, met.deleted, met.location, Payload::Borrowed(source.payload()))?.is_break() {
-                    return Ok(());
-                }
+                flow = each(met.revision, met.deleted, met.location, Payload::Borrowed(source.payload()))?;
             }
             match Source::find(&mut source.frames)? {
                 Some(next) => source.next = next,
                 None => drop(self.reached.swap_remove(place)),
             }
-        }
-        for version in self.unwritten {
-            let payload = Payload::Shared(&version.payload);
-            if each(version.revision, version.deleted, version.location, payload)?.is_break() {
-                break;
+            if flow.is_break() {
+                return Ok(false);
             }
         }
-        Ok(())
+        while let Some(version) = self.unwritten.pop_front() {
+            let payload = Payload::Shared(&version.payload);
+            if each(version.revision, version.deleted, version.location, payload)?.is_break() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -264,8 +267,7 @@ impl Store {
         } else if !self.recent_changes(range, from, to, &mut found)? {
             found.changes.clear();
             found.more = false;
-            let history = History::new(&self.0.files, from);
-            history.walk(&mut |revision, deleted, location, payload| {
+            History::new(&self.0.files, from).walk(&mut |revision, deleted, location, payload| {
                 if revision.main > to {
                     return Ok(ControlFlow::Break(()));
                 }
@@ -402,7 +404,8 @@ impl Store {
                 return Ok(ControlFlow::Continue(()));
             }
             Ok(each(revision, deleted, payload.to_bytes()))
-        })
+        })?;
+        Ok(())
     }
 }
 
