@@ -179,3 +179,59 @@ fn forget_order_of_ties(request: &RangeRequest, response: &mut RangeResponse) {
         response.kvs.append(&mut members);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proto::mvccpb::KeyValue;
+
+    use super::*;
+
+    const BY_VERSION: i32 = 1;
+
+    fn answer(pairs: &[(&'static str, i64)], more: bool) -> Answer {
+        let pair = |(key, version): &(&'static str, i64)| KeyValue {
+            key: Bytes::from_static(key.as_bytes()),
+            version: *version,
+            ..KeyValue::default()
+        };
+        Answer::Range(RangeResponse { kvs: pairs.iter().map(pair).collect(), more, ..RangeResponse::default() })
+    }
+
+    fn comparable(sort_target: i32, mut answer: Answer) -> Answer {
+        let request = RangeRequest { sort_target, ..RangeRequest::default() };
+        make_comparable(&Operation::Range { request, streamed: false }, &mut answer);
+        answer
+    }
+
+    #[test]
+    fn only_pairs_that_sort_equal_may_swap() {
+        let sorted = |pairs: &[(&'static str, i64)]| comparable(BY_VERSION, answer(pairs, false));
+        assert_eq!(sorted(&[("a", 1), ("b", 1), ("c", 2)]), sorted(&[("b", 1), ("a", 1), ("c", 2)]));
+        assert_ne!(sorted(&[("a", 1), ("b", 1), ("c", 2)]), sorted(&[("a", 1), ("c", 2), ("b", 1)]));
+    }
+
+    #[test]
+    fn a_limit_may_cut_anywhere_among_the_last_equals_but_nowhere_else() {
+        let cut = |pairs: &[(&'static str, i64)]| comparable(BY_VERSION, answer(pairs, true));
+        assert_eq!(cut(&[("a", 1), ("b", 2)]), cut(&[("a", 1), ("c", 2)]));
+        assert_ne!(cut(&[("a", 1), ("b", 2)]), cut(&[("d", 1), ("b", 2)]));
+        assert_ne!(cut(&[("a", 1), ("b", 2)]), cut(&[("a", 1), ("b", 2), ("c", 2)]));
+    }
+
+    #[test]
+    fn the_order_of_keys_is_never_forgiven() {
+        let by_key = |pairs: &[(&'static str, i64)]| comparable(0, answer(pairs, false));
+        assert_ne!(by_key(&[("a", 1), ("b", 1)]), by_key(&[("b", 1), ("a", 1)]));
+    }
+
+    #[test]
+    fn an_exception_needs_servers_on_both_sides_of_its_version() {
+        let pair = |reference, subject| Pair { reference, subject };
+        assert!(pair(Version(3, 5, 1), Version(3, 7, 1)).straddles(Version(3, 6, 0)));
+        assert!(!pair(Version(3, 4, 23), Version(3, 5, 1)).straddles(Version(3, 6, 0)));
+        assert!(!pair(Version(3, 7, 0), Version(3, 7, 1)).straddles(Version(3, 6, 0)));
+        assert_eq!(Version::parse("3.7.0-rc.1"), Some(Version(3, 7, 0)));
+        assert_eq!(Version::parse("3.7"), None);
+    }
+}

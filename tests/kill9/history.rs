@@ -179,3 +179,89 @@ impl History {
 fn mod_revision(event: &Event) -> i64 {
     event.kv.as_ref().map_or(0, |pair| pair.mod_revision)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt(number: u64, key: &str, acknowledged: Option<i64>) -> Attempt {
+        let value = Bytes::from(format!("value {number}"));
+        Attempt { writer: 1, number, puts: vec![(key.to_owned().into(), 0)], deletes: vec![], value, acknowledged }
+    }
+
+    fn put(attempt: &Attempt, at: i64, create_revision: i64, version: i64) -> Event {
+        let (key, value) = (attempt.puts[0].0.clone(), attempt.value.clone());
+        let pair = KeyValue { key, create_revision, mod_revision: at, version, value, lease: 0 };
+        Event { r#type: EventType::Put.into(), kv: Some(pair), prev_kv: None }
+    }
+
+    /// Two writes of one key, acknowledged at revisions 2 and 3.
+    fn two_writes() -> (History, [Attempt; 2]) {
+        let attempts = [attempt(1, "a", Some(2)), attempt(2, "a", Some(3))];
+        let mut history = History::default();
+        history.attempted(attempts.to_vec());
+        (history, attempts)
+    }
+
+    fn complaint(outcome: Result<Counted, String>) -> String {
+        outcome.expect_err("the history breaks a promise")
+    }
+
+    #[test]
+    fn a_history_as_acknowledged_is_accepted() {
+        let (mut history, [first, second]) = two_writes();
+        let counted = history.extend([put(&first, 2, 2, 1), put(&second, 3, 2, 2)].into_iter(), 3).expect("as it was");
+        assert_eq!((counted.acknowledged, counted.unanswered_done, counted.unanswered_not_done), (2, 0, 0));
+        assert!(history.equals(&[]).is_err(), "an empty store is not what it leads to");
+    }
+
+    #[test]
+    fn an_acknowledged_write_that_is_not_there_is_lost() {
+        let (mut history, [first, _]) = two_writes();
+        assert!(complaint(history.extend([put(&first, 2, 2, 1)].into_iter(), 2)).contains("lost"));
+    }
+
+    #[test]
+    fn a_gap_between_revisions_is_found() {
+        let (mut history, [_, second]) = two_writes();
+        assert!(complaint(history.extend([put(&second, 3, 3, 1)].into_iter(), 3)).contains("follows revision 1"));
+    }
+
+    #[test]
+    fn a_write_at_another_revision_than_acknowledged_is_found() {
+        let (mut history, [_, second]) = two_writes();
+        assert!(complaint(history.extend([put(&second, 2, 2, 1)].into_iter(), 2)).contains("another revision"));
+    }
+
+    #[test]
+    fn a_write_done_twice_is_found() {
+        let (mut history, [first, _]) = two_writes();
+        let twice = [put(&first, 2, 2, 1), put(&first, 3, 2, 2)];
+        assert!(complaint(history.extend(twice.into_iter(), 3)).contains("never asked for"));
+    }
+
+    #[test]
+    fn half_a_transaction_is_found() {
+        let mut whole = attempt(1, "a", None);
+        whole.puts.push((Bytes::from_static(b"b"), 0));
+        let mut history = History::default();
+        history.attempted(vec![whole.clone()]);
+        assert!(complaint(history.extend([put(&whole, 2, 2, 1)].into_iter(), 2)).contains("should be"));
+    }
+
+    #[test]
+    fn a_wrong_version_is_found() {
+        let (mut history, [first, second]) = two_writes();
+        let wrong = [put(&first, 2, 2, 1), put(&second, 3, 2, 3)];
+        assert!(complaint(history.extend(wrong.into_iter(), 3)).contains("should be"));
+    }
+
+    #[test]
+    fn a_write_without_an_answer_may_be_there_or_not_but_not_later() {
+        let unanswered = attempt(1, "a", None);
+        let mut history = History::default();
+        history.attempted(vec![unanswered.clone()]);
+        assert_eq!(history.extend([].into_iter(), 1).expect("not done").unanswered_not_done, 1);
+        assert!(complaint(history.extend([put(&unanswered, 2, 2, 1)].into_iter(), 2)).contains("never asked for"));
+    }
+}
