@@ -79,7 +79,6 @@ pub struct Repair {
 
 /// The receipt for an append: with it, and not before, a member may say that it has the entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a promise may leave this member only with its receipt"]
 pub struct Synced {
     index: u64,
     waited: bool,
@@ -259,7 +258,8 @@ impl Wal {
     /// Writes a batch, entries first, with one write; then waits for the disk if the batch holds an entry, a vote or
     /// a term. When this returns, everything that the receipt names is durable.
     ///
-    /// A hard state that is empty or has not changed is not written again.
+    /// A hard state that is empty or has not changed is not written again. The entries may be those of several batches, so
+    /// that one may replace another before it.
     ///
     /// # Panics
     /// If the entries leave a gap or their terms go down: a log like that could not be opened again.
@@ -269,15 +269,12 @@ impl Wal {
         if entries.is_empty() && state.is_none() {
             return Ok(Synced { index: self.last_index, waited: false });
         }
-        if let Some(first) = entries.first() {
-            let last = self.last_index;
-            assert!(first.index <= last + 1, "entry {} would leave a gap behind {last}", first.index);
-        }
-        for pair in entries.windows(2) {
-            let [(term, index), (next_term, next_index)] =
-                [(pair[0].term, pair[0].index), (pair[1].term, pair[1].index)];
-            assert!(next_index == index + 1, "entry {next_index} follows entry {index}");
-            assert!(next_term >= term, "term {next_term} of entry {next_index} follows term {term}");
+        let (mut last_index, mut last_term) = (self.last_index, 0);
+        for &Entry { index, term, .. } in entries {
+            assert!(index <= last_index + 1, "entry {index} would leave a gap behind {last_index}");
+            // What replaces an entry may have an older term than the replaced one.
+            assert!(index <= last_index || term >= last_term, "term {term} of entry {index} follows term {last_term}");
+            (last_index, last_term) = (index, term);
         }
 
         for entry in entries {
@@ -289,9 +286,7 @@ impl Wal {
             must_sync |= state.term != self.hard_state.term || state.vote != self.hard_state.vote;
             self.hard_state = state;
         }
-        if let Some(last) = entries.last() {
-            self.last_index = last.index;
-        }
+        self.last_index = last_index;
         self.write()?;
         if self.offset >= self.segment_bytes {
             self.cut()?;

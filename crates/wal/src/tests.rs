@@ -58,7 +58,7 @@ fn check_image(what: &str, image: &MemDisk, kept: &[Entry], new: &[Entry]) -> Re
     let found = &replay.entries;
     assert!(found.len() >= kept.len() && all.starts_with(found), "{what}: {} entries", found.len());
     let next = entry(wal.last_index() + 1, 9, 40);
-    let _ = wal.append(std::slice::from_ref(&next), Some(&state(9, 0))).unwrap();
+    wal.append(std::slice::from_ref(&next), Some(&state(9, 0))).unwrap();
     drop(wal);
     let (_, again) = open(&image.crash(Crash::LoseUnsynced)).unwrap_or_else(|e| panic!("{what}, then appended: {e}"));
     assert_eq!(again.repaired, None, "{what}: the end was clean");
@@ -200,9 +200,9 @@ fn a_batch_is_one_write_and_one_sync() {
     assert_eq!((after.writes - before.writes, after.syncs - before.syncs), (1, 1));
 
     // Only a commit index: no sync. The same again: not even a write. A new term: both.
-    let _ = wal.append(&[], Some(&state(1, 100))).unwrap();
-    let _ = wal.append(&[], Some(&state(1, 100))).unwrap();
-    let _ = wal.append(&[], None).unwrap();
+    wal.append(&[], Some(&state(1, 100))).unwrap();
+    wal.append(&[], Some(&state(1, 100))).unwrap();
+    wal.append(&[], None).unwrap();
     let after_commit = disk.calls();
     assert_eq!((after_commit.writes - after.writes, after_commit.syncs - after.syncs), (1, 0));
     assert!(wal.append(&[], Some(&state(2, 100))).unwrap().waited());
@@ -212,10 +212,28 @@ fn a_batch_is_one_write_and_one_sync() {
 #[test]
 fn a_rewritten_entry_replaces_itself_and_all_behind_it() {
     let (disk, mut wal) = log_of(&three_entries());
-    let _ = wal.append(&[entry(2, 3, 10)], Some(&state(3, 1))).unwrap();
+    wal.append(&[entry(2, 3, 10)], Some(&state(3, 1))).unwrap();
     assert_eq!(wal.last_index(), 2);
     drop(wal);
     assert_eq!(open(&disk).unwrap().1.entries, [entry(1, 1, 0), entry(2, 3, 10)]);
+}
+
+/// Two batches that wait together are written together, the second replacing a part of the first.
+#[test]
+fn an_entry_may_be_replaced_within_one_append() {
+    let (disk, mut wal) = log_of(&three_entries());
+    let batch = [entry(4, 3, 10), entry(5, 3, 10), entry(4, 2, 20), entry(5, 4, 30)];
+    wal.append(&batch, Some(&state(4, 3))).unwrap();
+    drop(wal);
+    let (wal, replay) = open(&disk).unwrap();
+    assert_eq!((wal.last_index(), &replay.entries[3..]), (5, &batch[2..]));
+}
+
+#[test]
+#[should_panic(expected = "follows term 4")]
+fn a_term_that_goes_down_is_our_own_bug() {
+    let (_disk, mut wal) = log_of(&three_entries());
+    let _ = wal.append(&[entry(4, 4, 0), entry(5, 3, 0)], None);
 }
 
 #[test]
@@ -230,7 +248,7 @@ fn a_snapshot_beyond_the_end_moves_the_end() {
     let (disk, mut wal) = log_of(&three_entries());
     let mark = SnapshotMark { index: 50, term: 4, conf_state: None };
     wal.save_snapshot(&mark).unwrap();
-    let _ = wal.append(&[entry(51, 4, 5)], Some(&state(4, 51))).unwrap();
+    wal.append(&[entry(51, 4, 5)], Some(&state(4, 51))).unwrap();
     drop(wal);
     assert_eq!(Wal::snapshots(&disk, dir()).unwrap(), [SnapshotMark::START, mark.clone()]);
     let (wal, replay) = Wal::open(Arc::new(disk.clone()), dir(), mark).unwrap();
@@ -289,7 +307,7 @@ fn grow(wal: &mut Wal, count: u64, len: usize) -> Vec<Entry> {
     let from = wal.last_index() + 1;
     let entries: Vec<Entry> = (from..from + count).map(|index| entry(index, 2, len)).collect();
     for entry in &entries {
-        let _ = wal.append(std::slice::from_ref(entry), Some(&state(2, entry.index - 1))).unwrap();
+        wal.append(std::slice::from_ref(entry), Some(&state(2, entry.index - 1))).unwrap();
     }
     entries
 }
@@ -436,7 +454,7 @@ fn unsynced_commit_indexes_do_not_endanger_what_follows() {
     let kept = three_entries();
     let (disk, mut wal) = log_of(&kept);
     for commit in 0..60 {
-        let _ = wal.append(&[], Some(&state(2, commit))).unwrap();
+        wal.append(&[], Some(&state(2, commit))).unwrap();
     }
     let new = vec![entry(4, 2, 600), entry(5, 2, 600)];
     let ((), images) = disk.crash_images_during(|| {
@@ -479,7 +497,7 @@ fn a_crash_during_a_cut_loses_nothing_acknowledged() {
 fn a_crash_during_save_snapshot_keeps_the_mark_or_not() {
     let kept = three_entries();
     let (disk, mut wal) = log_of(&kept);
-    let _ = wal.append(&[], Some(&state(2, 3))).unwrap();
+    wal.append(&[], Some(&state(2, 3))).unwrap();
     disk.sync_all();
     let mark = SnapshotMark { index: 3, term: 2, conf_state: None };
     let ((), images) = disk.crash_images_during(|| wal.save_snapshot(&mark).unwrap());
