@@ -65,7 +65,8 @@ impl Event {
 
     /// The same with the pair as it was one revision before, if that has not been compacted.
     pub(crate) fn framed_with_previous(&self, store: &Store) -> Result<Bytes, StoreError> {
-        if self.created {
+        // Asked anew each time: what is compacted is not shown, even if somebody saw it before.
+        if self.created || self.revision - 1 < store.compact_revision() {
             return Ok(self.framed());
         }
         if let Some(framed) = self.framed_with_previous.get() {
