@@ -15,6 +15,8 @@ use tokio::time::{sleep_until, timeout};
 const CONNECTIONS: usize = 8;
 /// After the measured time, calls in flight get this long to end.
 const DRAIN: Duration = Duration::from_secs(30);
+/// A connection gives up after so many failed requests.
+const REFUSALS: u64 = 1000;
 /// No load that ends by itself may take longer.
 const COUNTED_PATIENCE: Duration = Duration::from_secs(1200);
 
@@ -37,7 +39,8 @@ pub enum Until {
         /// Counted.
         measured: Duration,
     },
-    /// When the requests run out.
+    /// When the requests run out. Each counts until it has succeeded: one that fails (on an overloaded machine etcd
+    /// drops a put after seven seconds) is sent again.
     Exhausted,
 }
 
@@ -117,16 +120,10 @@ pub async fn run<R: Requests>(
         latencies.merge(&driver.latencies);
         failed += driver.failed;
         total += driver.total;
-        if let Some(client) = driver.failed_client {
-            let mut message = Vec::new();
-            refused = driver.requests.next(client, &mut message).map(|method| (method, message));
-        }
+        refused = refused.or(driver.refused.take());
     }
-    if failed > 0 {
-        let example = match refused {
-            Some((method, message)) => explain(address, method, &message).await,
-            None => "the answer was not the expected one".to_owned(),
-        };
+    if let Some((method, message)) = refused.filter(|_| end.is_some() || failed >= REFUSALS) {
+        let example = explain(address, method, &message).await;
         return Err(BenchError::Failed { failed, total, example });
     }
     let server_cpu = before.zip(after).map(|(before, after)| after.cpu.saturating_sub(before.cpu));
@@ -146,73 +143,92 @@ async fn join<R: Requests>(
     Ok(drivers)
 }
 
-/// Repeats a request of the kind that failed, to learn the server's words.
+/// Repeats the request that failed, to learn the server's words.
 async fn explain(address: SocketAddr, method: Method, message: &[u8]) -> String {
     let answer = async { Control::connect(address).await?.call_encoded(method.path(), message).await };
     match timeout(DRAIN, answer).await {
-        Ok(Ok(_)) => "repeated, such a request is answered".to_owned(),
+        Ok(Ok(_)) => "repeated, it is answered".to_owned(),
         Ok(Err(error)) => error.to_string(),
-        Err(_) => "repeated, such a request is not answered".to_owned(),
+        Err(_) => "repeated, it is not answered".to_owned(),
     }
 }
 
 /// The driver of one connection.
 struct ClosedLoop<R> {
     requests: R,
-    sent: Vec<Instant>,
-    right: Vec<bool>,
-    message: Vec<u8>,
+    clients: Vec<Client>,
     start: Instant,
     end: Option<Instant>,
     latencies: Histogram,
     failed: u64,
-    failed_client: Option<usize>,
+    /// The first request that failed.
+    refused: Option<(Method, Vec<u8>)>,
     total: u64,
+}
+
+struct Client {
+    /// Its last request.
+    method: Method,
+    message: Vec<u8>,
+    sent: Instant,
+    /// Whether a right answer has come.
+    right: bool,
 }
 
 impl<R: Requests> ClosedLoop<R> {
     fn new(requests: R, clients: usize, start: Instant, end: Option<Instant>) -> ClosedLoop<R> {
+        let client = |_| Client { method: Method::Put, message: Vec::new(), sent: start, right: false };
         ClosedLoop {
             requests,
-            sent: vec![start; clients],
-            right: vec![false; clients],
-            message: Vec::new(),
+            clients: (0..clients).map(client).collect(),
             start,
             end,
             latencies: Histogram::default(),
             failed: 0,
-            failed_client: None,
+            refused: None,
             total: 0,
         }
     }
 
-    fn ask(&mut self, calls: &mut Calls, client: usize) {
-        self.message.clear();
-        if let Some(method) = self.requests.next(client, &mut self.message) {
-            self.right[client] = false;
-            self.sent[client] = Instant::now();
-            calls.start(client, method, &self.message, true);
+    /// Sends the client's next request, if it has one.
+    fn ask(&mut self, calls: &mut Calls, number: usize) {
+        let client = &mut self.clients[number];
+        client.message.clear();
+        if let Some(method) = self.requests.next(number, &mut client.message) {
+            client.method = method;
+            self.send(calls, number);
         }
+    }
+
+    /// Sends the client's request, for the first time or again.
+    fn send(&mut self, calls: &mut Calls, number: usize) {
+        let client = &mut self.clients[number];
+        client.right = false;
+        client.sent = Instant::now();
+        calls.start(number, client.method, &client.message, true);
     }
 }
 
 impl<R: Requests> Driver for ClosedLoop<R> {
     fn message(&mut self, _: &mut Calls, _: StreamId, client: usize, message: &[u8]) {
-        self.right[client] = self.requests.accept(client, message);
+        self.clients[client].right = self.requests.accept(client, message);
     }
 
-    fn ended(&mut self, calls: &mut Calls, client: usize, answered: bool) {
+    fn ended(&mut self, calls: &mut Calls, number: usize, answered: bool) {
         let now = Instant::now();
+        let client = &self.clients[number];
+        let right = answered && client.right;
         self.total += 1;
-        if !(answered && self.right[client]) {
+        if !right {
             self.failed += 1;
-            self.failed_client = Some(client);
+            self.refused.get_or_insert_with(|| (client.method, client.message.clone()));
         } else if now >= self.start && self.end.is_none_or(|end| now < end) {
-            self.latencies.record(now - self.sent[client]);
+            self.latencies.record(now - client.sent);
         }
         // A server that refuses everything would be asked as fast as it can refuse: that measures nothing.
-        if self.end.is_none_or(|end| now < end) && self.failed < 1000 {
-            self.ask(calls, client);
+        if self.end.is_some_and(|end| now >= end) || self.failed >= REFUSALS {
+            return;
         }
+        if right || self.end.is_some() { self.ask(calls, number) } else { self.send(calls, number) }
     }
 }
