@@ -98,6 +98,8 @@ where
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
+        // Names are free to differ in case, but scripts that grep for etcd's spelling should find it.
+        .title_case_headers(true)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = std::pin::pin!(connection);
     let mut closing = worker.shared.closing.clone();

@@ -153,6 +153,7 @@ async fn linearizable_reads_share_the_next_barrier() {
 }
 
 #[tokio::test]
+#[allow(clippy::await_holding_lock)] // the lock is what keeps the other thread from applying
 async fn a_call_that_outlives_its_deadline_is_refused_and_its_answer_dropped() {
     let server = Server::start();
     let gate = server.member.gate.clone();

@@ -128,22 +128,33 @@ fn version(worker: &Worker) -> Response<Bytes> {
     with_type(StatusCode::OK, "application/json", body)
 }
 
+/// A member as the peer port shows it.
+#[derive(serde::Serialize)]
+struct ShownMember {
+    id: u64,
+    #[serde(rename = "peerURLs")]
+    peer_urls: Vec<String>,
+    #[serde(rename = "isLearner", skip_serializing_if = "std::ops::Not::not")]
+    is_learner: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    name: String,
+    #[serde(rename = "clientURLs", skip_serializing_if = "Vec::is_empty")]
+    client_urls: Vec<String>,
+}
+
 /// The members as their peers ask for them before they join.
 fn members(worker: &Worker) -> Response<Bytes> {
-    let members = worker.member().state().members().into_iter().map(|member| {
-        let mut shown = json!({ "id": member.id, "peerURLs": member.peer_urls });
-        if !member.name.is_empty() {
-            shown["name"] = member.name.into();
-        }
-        if !member.client_urls.is_empty() {
-            shown["clientURLs"] = member.client_urls.into();
-        }
-        if member.is_learner {
-            shown["isLearner"] = true.into();
-        }
-        shown
+    let members = worker.member().state().members().into_iter().map(|member| ShownMember {
+        id: member.id,
+        peer_urls: member.peer_urls,
+        is_learner: member.is_learner,
+        name: member.name,
+        client_urls: member.client_urls,
     });
-    let body = serde_json::Value::from_iter(members).to_string() + "\n";
+    let body = match serde_json::to_string(&members.collect::<Vec<_>>()) {
+        Ok(body) => body + "\n",
+        Err(error) => return text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    };
     let mut response = with_type(StatusCode::OK, "application/json", body);
     if let Ok(id) = HeaderValue::from_str(&format!("{:x}", worker.member().identity().cluster_id)) {
         response.headers_mut().insert("x-etcd-cluster-id", id);
