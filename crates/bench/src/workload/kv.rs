@@ -43,9 +43,10 @@ pub async fn range(
     measured(&outcome, target)
 }
 
-/// Nine linearizable reads to one put.
+/// Nine linearizable reads to one put, after a restart as for [`range`].
 pub async fn mixed(target: &mut Target<'_>, settings: &Settings) -> Result<Measured, BenchError> {
     bring_in(target, RANGE_KEYS).await?;
+    target.restart().await?;
     let requests = |share: std::ops::Range<usize>| Mixture::new(share.start, false, 90, RANGE_KEYS);
     let outcome = load::run(target.address, target.pid, CLIENTS, settings.until(), requests).await?;
     measured(&outcome, target)
