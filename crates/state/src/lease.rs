@@ -78,8 +78,11 @@ struct Inner {
     due: BTreeSet<(u64, i64)>,
     /// When to put its remaining TTL on record. Empty unless primary.
     checkpoint_due: BTreeSet<(u64, i64)>,
-    /// The newest time seen, so that a lease granted while primary can be given its expiry.
+    /// The newest time seen.
     now_ms: u64,
+    /// Granted since then: applying the log knows no clock, so their time begins with the next time seen. That is late
+    /// by a moment rather than early.
+    fresh: Vec<i64>,
 }
 
 #[derive(Debug)]
@@ -107,6 +110,13 @@ impl Lease {
 }
 
 impl Inner {
+    fn observe(&mut self, now_ms: u64) {
+        self.now_ms = self.now_ms.max(now_ms);
+        for id in std::mem::take(&mut self.fresh) {
+            self.refresh(id, self.now_ms, 0);
+        }
+    }
+
     fn schedule(&mut self, id: i64, expiry_ms: u64, due_ms: u64) {
         let Some(lease) = self.leases.get_mut(&id) else { return };
         self.due.remove(&(lease.due_ms, id));
@@ -146,7 +156,7 @@ impl Lessor {
     /// Extends a lease to its full TTL. Only on the leader.
     pub fn renew(&self, id: i64, now_ms: u64) -> Renewal {
         let inner = &mut *self.inner.lock();
-        inner.now_ms = inner.now_ms.max(now_ms);
+        inner.observe(now_ms);
         if !inner.primary {
             return Renewal::NotPrimary;
         }
@@ -162,7 +172,8 @@ impl Lessor {
 
     /// What is left of a lease; `None` if there is none.
     pub fn time_to_live(&self, id: i64, keys: bool, now_ms: u64) -> Option<TimeToLive> {
-        let inner = self.inner.lock();
+        let inner = &mut *self.inner.lock();
+        inner.observe(now_ms);
         let lease = inner.leases.get(&id)?;
         let left_ms = if inner.primary { lease.expiry_ms.saturating_sub(now_ms) } else { lease.remaining_ms() };
         let keys = if keys { lease.keys.iter().cloned().collect() } else { Vec::new() };
@@ -172,7 +183,12 @@ impl Lessor {
     /// All lease IDs, soonest expiry first.
     pub fn leases(&self) -> Vec<i64> {
         let inner = self.inner.lock();
-        let mut ids: Vec<_> = inner.leases.iter().map(|(id, lease)| (lease.expiry_ms, *id)).collect();
+        // Where no time is counted, or not yet, they stand in the order in which they would end if it began now.
+        let end = |lease: &Lease| match lease.expiry_ms {
+            NEVER => inner.now_ms.saturating_add(lease.remaining_ms()),
+            expiry_ms => expiry_ms,
+        };
+        let mut ids: Vec<_> = inner.leases.iter().map(|(id, lease)| (end(lease), *id)).collect();
         ids.sort_unstable();
         ids.into_iter().map(|(_, id)| id).collect()
     }
@@ -201,8 +217,9 @@ impl Lessor {
     /// what was put on record of it. Where very many would end together, they are spread over the time after.
     pub fn promote(&self, now_ms: u64, extend_ms: u64) {
         let inner = &mut *self.inner.lock();
-        inner.now_ms = inner.now_ms.max(now_ms);
+        inner.observe(now_ms);
         inner.primary = true;
+        inner.fresh.clear();
         let mut ids: Vec<_> = inner.leases.iter().map(|(id, lease)| (lease.remaining_ms(), *id)).collect();
         ids.sort_unstable();
         let mut window_ms = 0; // the second that is being filled
@@ -222,6 +239,7 @@ impl Lessor {
     pub fn demote(&self) {
         let inner = &mut *self.inner.lock();
         inner.primary = false;
+        inner.fresh.clear();
         inner.due.clear();
         inner.checkpoint_due.clear();
         for lease in inner.leases.values_mut() {
@@ -238,7 +256,7 @@ impl Lessor {
     /// out again after three seconds.
     pub fn expired(&self, now_ms: u64, max: usize) -> Vec<i64> {
         let inner = &mut *self.inner.lock();
-        inner.now_ms = inner.now_ms.max(now_ms);
+        inner.observe(now_ms);
         let ids: Vec<_> = inner.due.iter().take_while(|(due_ms, _)| *due_ms <= now_ms).take(max).copied().collect();
         for (_, id) in &ids {
             let expiry_ms = inner.leases.get(id).map_or(NEVER, |lease| lease.expiry_ms);
@@ -250,7 +268,7 @@ impl Lessor {
     /// What the leader should put on record now of remaining TTLs (at most 1000).
     pub fn checkpoints(&self, now_ms: u64) -> Vec<pb::LeaseCheckpoint> {
         let inner = &mut *self.inner.lock();
-        inner.now_ms = inner.now_ms.max(now_ms);
+        inner.observe(now_ms);
         let due = inner.checkpoint_due.iter().take_while(|(due_ms, _)| *due_ms <= now_ms).take(MAX_CHECKPOINTS);
         let ids: Vec<_> = due.map(|(_, id)| *id).collect();
         let mut checkpoints = Vec::with_capacity(ids.len());
@@ -284,15 +302,16 @@ impl Lessor {
         let ttl = ttl.max(self.min_ttl);
         inner.leases.insert(id, Lease::new(ttl, 0));
         if inner.primary {
-            inner.refresh(id, inner.now_ms, 0);
+            inner.fresh.push(id);
         }
         Ok(leasepb::Lease { id, ttl, remaining_ttl: 0 })
     }
 
-    /// Tells what time it is, so that a lease granted from now on lasts its full TTL.
+    /// Tells what time it is: the leases granted since the last time begin to count. Every other call that is given the
+    /// time does the same.
     pub fn observe_time(&self, now_ms: u64) {
         let inner = &mut *self.inner.lock();
-        inner.now_ms = inner.now_ms.max(now_ms);
+        inner.observe(now_ms);
     }
 
     /// Takes back a stored lease.
@@ -375,6 +394,7 @@ mod tests {
     fn a_lease_ends_when_it_is_not_kept_alive() {
         let lessor = lessor();
         lessor.grant(1, 10).unwrap();
+        lessor.observe_time(0);
         assert_eq!(lessor.renew(1, 9 * SECOND), Renewal::Renewed { ttl: 10, clear_checkpoint: false });
         assert!(lessor.expired(19 * SECOND - 1, 10).is_empty());
         assert_eq!(lessor.expired(19 * SECOND, 10), [1]);
@@ -385,10 +405,21 @@ mod tests {
         assert_eq!(lessor.revoke(1), Err(Error::LeaseNotFound));
     }
 
+    /// Applying a grant sees no clock; had it used the last time seen, the lease would end too early.
+    #[test]
+    fn a_lease_granted_long_after_the_last_time_seen_still_lasts_its_ttl() {
+        let lessor = lessor();
+        lessor.grant(1, 10).unwrap(); // at 100 s, but nobody says so
+        assert_eq!(lessor.time_to_live(1, false, 100 * SECOND).map(|answer| answer.ttl), Some(10));
+        assert!(lessor.expired(110 * SECOND - 1, 10).is_empty());
+        assert_eq!(lessor.expired(110 * SECOND, 10), [1]);
+    }
+
     #[test]
     fn an_expired_lease_that_is_not_revoked_is_handed_out_again() {
         let lessor = lessor();
         lessor.grant(1, 10).unwrap();
+        lessor.observe_time(0);
         assert_eq!(lessor.expired(10 * SECOND, 10), [1]);
         assert!(lessor.expired(11 * SECOND, 10).is_empty());
         assert_eq!(lessor.expired(13 * SECOND, 10), [1]);
@@ -422,6 +453,7 @@ mod tests {
     fn what_is_on_record_outlives_a_change_of_leader_until_the_next_keep_alive() {
         let lessor = lessor();
         lessor.grant(1, 1_000).unwrap();
+        lessor.observe_time(0);
         assert_eq!(lessor.checkpoints(299 * SECOND), []);
         let records = lessor.checkpoints(300 * SECOND);
         assert_eq!(records, [pb::LeaseCheckpoint { id: 1, remaining_ttl: 700 }]);

@@ -35,6 +35,8 @@ struct Ring {
     bytes: usize,
     /// The newest revision.
     tail: i64,
+    max_bytes: usize,
+    max_revisions: usize,
 }
 
 impl Ring {
@@ -92,8 +94,22 @@ impl Drop for Subscription {
 impl Feed {
     /// Begins after `revision`, with nothing held.
     pub(crate) fn new(revision: i64) -> Self {
-        let ring = RwLock::new(Ring { batches: VecDeque::new(), bytes: 0, tail: revision });
+        let ring = Ring {
+            batches: VecDeque::new(),
+            bytes: 0,
+            tail: revision,
+            max_bytes: MAX_BYTES,
+            max_revisions: MAX_REVISIONS,
+        };
+        let ring = RwLock::new(ring);
         Self(Arc::new(Shared { ring, subscribers: RwLock::default() }))
+    }
+
+    /// Holds less than usual from now on.
+    #[cfg(test)]
+    pub(crate) fn limit(&self, max_bytes: usize, max_revisions: usize) {
+        let ring = &mut *self.0.ring.write();
+        (ring.max_bytes, ring.max_revisions) = (max_bytes, max_revisions);
     }
 
     /// Publishes one revision: `commit` makes it visible in the store and says which it is.
@@ -107,7 +123,7 @@ impl Feed {
             ring.tail = revision;
             ring.bytes += bytes;
             ring.batches.push_back(Arc::new(Batch { revision, events, bytes }));
-            while ring.batches.len() > 1 && (ring.bytes > MAX_BYTES || ring.batches.len() > MAX_REVISIONS) {
+            while ring.batches.len() > 1 && (ring.bytes > ring.max_bytes || ring.batches.len() > ring.max_revisions) {
                 let Some(batch) = ring.batches.pop_front() else { break };
                 ring.bytes -= batch.bytes;
                 dropped.push(batch);

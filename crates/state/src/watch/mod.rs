@@ -7,6 +7,8 @@ mod catch_up;
 mod event;
 mod feed;
 mod hub;
+#[cfg(test)]
+mod model_test;
 mod ranges;
 
 pub(crate) use event::Event;

@@ -263,7 +263,10 @@ impl World {
             "grant" => {
                 let request = pb::LeaseGrantRequest { id: args.id(0), ttl: args.id(1) };
                 match self.apply(pb::InternalRaftRequest { lease_grant: Some(request), ..Default::default() })? {
-                    Response::LeaseGrant(granted) => Ok(vec![format!("lease {} ttl={}", granted.id, granted.ttl)]),
+                    Response::LeaseGrant(granted) => {
+                        self.reader.lessor().observe_time(self.now_ms);
+                        Ok(vec![format!("lease {} ttl={}", granted.id, granted.ttl)])
+                    }
                     other => panic!("{other:?}"),
                 }
             }
