@@ -130,7 +130,7 @@ impl Applier {
 
     fn plan_snapshot(&mut self, index: u64, term: u64) -> Result<SnapshotPlan, Fatal> {
         self.state.flush()?;
-        Ok(SnapshotPlan { index, term, conf_state: self.conf_state.clone(), data: self.reader.v2_snapshot_json(index) })
+        Ok(SnapshotPlan { index, term, conf_state: self.conf_state.clone(), data: self.reader.v2_snapshot_json() })
     }
 
     pub(crate) fn flush(&mut self) -> Result<(), Fatal> {

@@ -21,6 +21,7 @@ pub mod lease;
 pub mod members;
 mod quota;
 mod reader;
+mod v2_snapshot;
 pub mod watch;
 
 pub use apply::{Applied, ConfChanged, Config, Fatal, MemberChange, Response, State};

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use proto::etcdserverpb as pb;
 use proto::raftpb::{self, ConfChangeType};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 use store::Table;
 
@@ -91,7 +90,7 @@ fn null_is_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Strin
 }
 
 /// JSON as Go's encoder writes it: it escapes what could be mistaken for HTML.
-fn go_json(value: &impl Serialize) -> String {
+pub(crate) fn go_json(value: &impl Serialize) -> String {
     let json = serde_json::to_string(value).expect("strings, numbers and lists always have a JSON form");
     json.replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e")
 }
@@ -314,99 +313,10 @@ impl Cluster {
     fn row(&self, id: u64) -> Row {
         (Table::Members, row_key(id), self.members.get(&id).map(|member| go_json(member).into_bytes()))
     }
-
-    /// A v2 store that holds nothing but the membership: what `.snap` files carry since 3.6. `index` is the raft index
-    /// of the snapshot.
-    pub(crate) fn v2_snapshot(&self, index: u64) -> Vec<u8> {
-        // Each node says when it was created; readers want to see the numbers, not to compare them.
-        let file = |path: &str, value: String| v2_node(path, &value, Value::Null, if path == "/" { 0 } else { index });
-        let dir = |path: &str, children: BTreeMap<String, Value>| v2_node(path, "", json!(children), 0);
-
-        let members = self.members.values().map(|member| {
-            let path = format!("/0/members/{:x}", member.id);
-            let attributes = Attributes { name: member.name.clone(), client_urls: member.client_urls.clone() };
-            let raft = RaftAttributes { peer_urls: &member.peer_urls, is_learner: member.is_learner };
-            let children = BTreeMap::from([
-                ("attributes".to_owned(), file(&format!("{path}/attributes"), go_json(&attributes))),
-                ("raftAttributes".to_owned(), file(&format!("{path}/raftAttributes"), go_json(&raft))),
-            ]);
-            (format!("{:x}", member.id), dir(&path, children))
-        });
-        let removed = self.removed.iter().map(|id| {
-            let path = format!("/0/removed_members/{id:x}");
-            (format!("{id:x}"), file(&path, String::new()))
-        });
-        let mut cluster = BTreeMap::from([
-            ("members".to_owned(), dir("/0/members", members.collect())),
-            ("removed_members".to_owned(), dir("/0/removed_members", removed.collect())),
-        ]);
-        if let Some(version) = &self.version {
-            cluster.insert("version".to_owned(), file("/0/version", version.clone()));
-        }
-        let root = BTreeMap::from([("0".to_owned(), dir("/0", cluster)), ("1".to_owned(), dir("/1", BTreeMap::new()))]);
-        let counters = [
-            "getsSuccess",
-            "getsFail",
-            "setsSuccess",
-            "setsFail",
-            "deleteSuccess",
-            "deleteFail",
-            "updateSuccess",
-            "updateFail",
-            "createSuccess",
-            "createFail",
-            "compareAndSwapSuccess",
-            "compareAndSwapFail",
-            "compareAndDeleteSuccess",
-            "compareAndDeleteFail",
-            "expireCount",
-            "watchers",
-        ];
-        let stats: BTreeMap<_, _> = counters.into_iter().map(|name| (name, 0)).collect();
-        let snapshot = json!({
-            "Root": dir("/", root),
-            "WatcherHub": {
-                "EventHistory": {
-                    "Queue": {
-                        "Events": vec![Value::Null; V2_HISTORY],
-                        "Size": 0, "Front": 0, "Back": 0, "Capacity": V2_HISTORY,
-                    },
-                    "StartIndex": 0,
-                    "LastIndex": 0,
-                },
-            },
-            "CurrentIndex": index,
-            "Stats": stats,
-            "CurrentVersion": 2,
-        });
-        go_json(&snapshot).into_bytes()
-    }
-}
-
-/// Slots of the v2 store's event history.
-const V2_HISTORY: usize = 1_000;
-
-#[derive(Serialize)]
-struct RaftAttributes<'a> {
-    #[serde(rename = "peerURLs")]
-    peer_urls: &'a [String],
-    #[serde(rename = "isLearner", skip_serializing_if = "is_false")]
-    is_learner: bool,
 }
 
 fn row_key(id: u64) -> Vec<u8> {
     format!("{id:x}").into_bytes()
-}
-
-fn v2_node(path: &str, value: &str, children: Value, index: u64) -> Value {
-    json!({
-        "Path": path,
-        "CreatedIndex": index,
-        "ModifiedIndex": index,
-        "ExpireTime": "0001-01-01T00:00:00Z",
-        "Value": value,
-        "Children": children,
-    })
 }
 
 #[cfg(test)]
@@ -493,19 +403,10 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_holds_the_membership_as_a_v2_store() {
+    fn versions_compare_by_number() {
         let mut cluster = Cluster::default();
-        cluster.members.insert(255, member(255, "http://a"));
-        cluster.removed.insert(16);
-        cluster.set_version("3.7.0");
-        let json: Value = serde_json::from_slice(&cluster.v2_snapshot(9)).unwrap();
-        let zero = &json["Root"]["Children"]["0"]["Children"];
-        let raft = &zero["members"]["Children"]["ff"]["Children"]["raftAttributes"];
-        assert_eq!(raft["Value"], r#"{"peerURLs":["http://a"]}"#);
-        assert_eq!(raft["Children"], Value::Null);
-        assert_eq!(zero["removed_members"]["Children"]["10"]["Path"], "/0/removed_members/10");
-        assert_eq!(zero["version"]["Value"], "3.7.0");
-        assert_eq!(json["CurrentVersion"], 2);
-        assert!(cluster.is_at_least(3, 6) && !cluster.is_at_least(3, 8));
+        assert!(!cluster.is_at_least(3, 0));
+        cluster.set_version("3.10.0");
+        assert!(cluster.is_at_least(3, 6) && cluster.is_at_least(3, 10) && !cluster.is_at_least(3, 11));
     }
 }

@@ -11,7 +11,7 @@ use crate::alarm::Alarms;
 use crate::kv::{Failure, range, stream::RangeStream, txn};
 use crate::members::Cluster;
 use crate::watch::Feed;
-use crate::{Error, Lessor, Member, quota};
+use crate::{Error, Lessor, Member, quota, v2_snapshot};
 
 /// What the applying side and the readers share.
 #[derive(Debug)]
@@ -157,9 +157,8 @@ impl Reader {
         &self.0.feed
     }
 
-    /// What etcd's `.snap` files hold: membership and cluster version as a v2 store. `index` is the raft index of the
-    /// snapshot.
-    pub fn v2_snapshot_json(&self, index: u64) -> Vec<u8> {
-        self.0.cluster.read().v2_snapshot(index)
+    /// What etcd's `.snap` files hold: membership and cluster version as a v2 store.
+    pub fn v2_snapshot_json(&self) -> Vec<u8> {
+        v2_snapshot::json(&self.0.cluster.read())
     }
 }
