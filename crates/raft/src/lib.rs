@@ -98,6 +98,8 @@ pub struct Status {
     pub last_index: u64,
     /// Whether this member is the only voter.
     pub sole_voter: bool,
+    /// Whether there is no other member at all, so that nobody else needs the log.
+    pub alone: bool,
     /// Whether this member is a learner.
     pub learner: bool,
     /// Whether an entry of the leader's own term is committed: only then may it answer reads.
@@ -358,6 +360,7 @@ impl Driver {
             commit_index: raft.raft_log.committed,
             last_index: raft.raft_log.last_index(),
             sole_voter,
+            alone: sole_voter && raft.prs().iter().count() == 1,
             learner: raft.prs().conf().learners().contains(&self.config.id),
             committed_in_term: raft.commit_to_current_term(),
         }

@@ -178,9 +178,14 @@ fn turn(
     for entries in jobs.drain(..) {
         let mut effects = Effects::default();
         let before = Instant::now();
+        let mut gate = node.between_entries.lock();
         applier.apply(entries, &mut effects)?;
         let took = before.elapsed();
         node.applied.store(applier.applied(), Ordering::SeqCst);
+        if !effects.conf_changes.is_empty() {
+            gate.clone_from(&applier.conf_state);
+        }
+        drop(gate);
         for change in effects.conf_changes {
             node.raft_queue.push(Event::ConfChange(change));
         }

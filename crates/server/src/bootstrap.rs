@@ -11,7 +11,7 @@ use raft_driver::{Driver, Start};
 use state::members;
 use state::{Reader, State};
 use store::{Mark, Options, Store};
-use wal::{Entry, EntryKind, HardState, Identity, SnapshotMark, Wal};
+use wal::{Entry, EntryKind, HardState, Identity, Wal};
 
 /// What has to be known to start a member.
 #[derive(Clone, Debug)]
@@ -49,7 +49,9 @@ pub enum BootError {
     #[error("{0}")]
     State(#[from] state::Fatal),
     /// Log and store do not fit together.
-    #[error("{0}; the data directory is damaged or mixed from two: restore it from a snapshot, or remove it and let the member join again")]
+    #[error(
+        "{0}; the data directory is damaged or mixed from two: restore it from a snapshot, or remove it and let the member join again"
+    )]
     Mismatch(String),
     /// Consensus cannot start.
     #[error("{0}")]
@@ -159,7 +161,7 @@ fn lock(disk: &dyn Disk, member_dir: &Path, data_dir: &Path) -> Result<Arc<dyn F
 
 /// A member that has lived before: its log says who it is.
 fn open(disk: &Arc<dyn Disk>, plan: &Plan, mark: &Mark) -> Result<Opened, BootError> {
-    let snapshots = Wal::snapshots(Arc::clone(disk), &plan.wal_dir)?;
+    let snapshots = Wal::snapshots(disk.as_ref(), &plan.wal_dir)?;
     // The newest snapshot that the store has fully applied; the log may be gone before it.
     let from = snapshots.into_iter().filter(|s| s.index <= mark.index).max_by_key(|s| s.index).unwrap_or_default();
     let (wal, replay) = Wal::open(Arc::clone(disk), &plan.wal_dir, from.clone())?;
@@ -197,10 +199,9 @@ fn open(disk: &Arc<dyn Disk>, plan: &Plan, mark: &Mark) -> Result<Opened, BootEr
 fn create(disk: &Arc<dyn Disk>, plan: &Plan, mark: &Mark) -> Result<Opened, BootError> {
     let members = initial_members(plan)?;
     let ids: Vec<u64> = members.iter().map(|m| m.id).collect();
-    let own = members
-        .iter()
-        .find(|m| m.name == plan.name)
-        .ok_or_else(|| BootError::Unsupported(format!("couldn't find local name {:?} in the initial cluster configuration", plan.name)))?;
+    let own = members.iter().find(|m| m.name == plan.name).ok_or_else(|| {
+        BootError::Unsupported(format!("couldn't find local name {:?} in the initial cluster configuration", plan.name))
+    })?;
     if members.len() > 1 {
         return Err(BootError::Unsupported(format!(
             "this version runs clusters of one member, and --initial-cluster names {}; start it with --initial-cluster {}=<its own peer URL>",
@@ -255,6 +256,7 @@ fn begin(plan: &Plan, mark: &Mark, mut wal: Wal, identity: Identity) -> Result<O
         })
         .collect();
     let hard_state = HardState { term: 1, vote: 0, commit: entries.len() as u64 };
-    wal.append(&entries, Some(&hard_state))?;
+    // Synced here, and known to nobody else yet.
+    let _synced = wal.append(&entries, Some(&hard_state))?;
     Ok(Opened { identity, wal, start: Start { hard_state, entries, ..Start::default() }, snapshot_index: 0 })
 }

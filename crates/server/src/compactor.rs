@@ -88,9 +88,7 @@ mod tests {
     use super::*;
 
     fn run(compactor: &mut Compactor, seconds: u64, revision_at: impl Fn(u64) -> i64) -> Vec<(u64, i64)> {
-        (0..seconds)
-            .filter_map(|s| compactor.tick(s * 1000, true, revision_at(s)).map(|target| (s, target)))
-            .collect()
+        (0..seconds).filter_map(|s| compactor.tick(s * 1000, true, revision_at(s)).map(|target| (s, target))).collect()
     }
 
     /// With an hour's retention, nothing goes before a full hour has passed, and then hourly to the revision of an

@@ -50,6 +50,9 @@ pub(crate) struct Outbox {
 /// own waiter gives up first); the bound is on their number.
 const MAX_WITHOUT_LEADER: usize = 4096;
 
+/// Applied entries that a member without peers keeps in memory before it lets them go.
+const COMPACT_ALONE: u64 = 1000;
+
 /// The raft actor.
 #[derive(Debug)]
 pub(crate) struct Consensus {
@@ -107,7 +110,7 @@ impl Consensus {
     }
 
     /// A sole voter need not wait for an election timeout: nobody else can lead.
-    pub(crate) fn campaign_if_alone(&mut self) {
+    fn campaign_if_alone(&mut self) {
         let status = self.driver.status();
         if status.sole_voter && status.role != Role::Leader {
             self.driver.campaign();
@@ -124,7 +127,6 @@ impl Consensus {
                 if let Err(error) = self.driver.apply_conf_change(&data) {
                     tracing::error!(error = %error, "failed to apply conf change");
                 }
-                self.campaign_if_alone();
             }
             Event::Compact(index) => self.driver.compact(index),
             Event::Tick => {
@@ -137,6 +139,9 @@ impl Consensus {
 
     /// Ends a turn: proposes what has gathered, collects what has to be done. `applied` is how far the state machine is.
     pub(crate) fn finish(&mut self, applied: u64, out: &mut Outbox) {
+        self.applied = applied;
+        self.driver.applied(applied);
+        self.campaign_if_alone();
         self.propose_batch();
         self.ask_for_reads();
         while let Some(effects) = self.driver.ready() {
@@ -162,8 +167,11 @@ impl Consensus {
         } else {
             self.alone_from = None;
         }
-        self.applied = applied;
-        self.driver.applied(applied);
+        // What is applied and synced is only kept for members that lag; alone, it would be dead weight (megabytes with
+        // large values).
+        if status.alone && applied >= self.driver.first_index() + COMPACT_ALONE {
+            self.driver.compact(applied);
+        }
         while let Some(first) = self.behind.first_entry() {
             if *first.key() > applied {
                 break;

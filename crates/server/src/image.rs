@@ -1,13 +1,14 @@
 //! This member's state as a bbolt file, byte for byte what etcd would find in its own `db`.
 
-use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use api::SnapshotSource;
 use bolt::{Hash, HashScope, Layout, Plan, Writer};
 use bytes::Bytes;
 use proto::raftpb;
 use state::{Error, Reader};
-use store::{Pin, Store, Table, Version};
+use store::{Pin, Revision, Store, StoreError, Table};
 
 /// etcd's buckets in byte order, and where their items come from.
 const BUCKETS: [(&str, Source); 10] = [
@@ -37,7 +38,14 @@ pub(crate) struct Image {
     /// Keeps the versions from being compacted away until the last one is written.
     _pin: Pin,
     revision: i64,
+    compacted: i64,
     tables: Vec<Vec<(Bytes, Bytes)>>,
+}
+
+/// What a walk over an image meets.
+enum Met<'a> {
+    Bucket(&'a [u8]),
+    Item(&'a [u8], &'a [u8]),
 }
 
 impl Image {
@@ -45,8 +53,8 @@ impl Image {
     /// tables.
     pub(crate) fn take(reader: &Reader, applied: u64, term: u64, conf_state: &raftpb::ConfState) -> Self {
         let store = reader.store().clone();
-        let revision = store.revision();
-        let pin = store.pin(revision);
+        let (revision, compacted) = (store.revision(), store.compact_revision());
+        let pin = store.pin(compacted);
         let tables = BUCKETS
             .iter()
             .map(|(_, source)| match source {
@@ -55,144 +63,142 @@ impl Image {
                 Source::Meta => meta(reader, applied, term, conf_state),
             })
             .collect();
-        Self { store, _pin: pin, revision, tables }
+        Self { store, _pin: pin, revision, compacted, tables }
     }
 
-    fn versions(&self) -> Vec<Version> {
-        self.store.versions(self.revision)
+    /// Meets every bucket and item in the order of the file.
+    fn walk<E: From<StoreError>>(&self, each: &mut dyn FnMut(Met<'_>) -> Result<(), E>) -> Result<(), E> {
+        for ((name, source), rows) in BUCKETS.iter().zip(&self.tables) {
+            each(Met::Bucket(name.as_bytes()))?;
+            for (key, value) in rows {
+                each(Met::Item(key, value))?;
+            }
+            if let Source::Versions = source {
+                let mut result = Ok(());
+                self.store.export_as_of(self.compacted, self.revision, &mut |revision, tombstone, payload| {
+                    let (key, len) = revision_key(revision, tombstone);
+                    result = each(Met::Item(&key[..len], &payload));
+                    if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                })?;
+                result?;
+            }
+        }
+        Ok(())
     }
 
     /// etcd's `Maintenance.Hash`.
     pub(crate) fn hash(&self) -> Result<u32, Error> {
-        let mut hash = Hash::new(HashScope::Maintenance);
-        for ((name, source), rows) in BUCKETS.iter().zip(&self.tables) {
-            hash.bucket(name.as_bytes());
-            for (key, value) in rows {
-                hash.item(key, value);
+        let mut hash = Hash::new(HashScope::Members);
+        self.walk::<ImageError>(&mut |met| {
+            match met {
+                Met::Bucket(name) => hash.bucket(name),
+                Met::Item(key, value) => hash.item(key, value),
             }
-            if let Source::Versions = source {
-                for chunk in self.versions().chunks(CHUNK_VERSIONS) {
-                    let mut at = 0;
-                    let locations: Vec<_> = chunk.iter().map(|v| v.location).collect();
-                    self.store
-                        .read_many(&locations, &mut |payload| {
-                            hash.item(&revision_key(&chunk[at]), &payload);
-                            at += 1;
-                        })
-                        .map_err(|e| Error::Internal(e.to_string()))?;
-                }
-            }
-        }
+            Ok(())
+        })?;
         Ok(hash.finish())
     }
 
-    /// Begins to stream the file.
-    pub(crate) fn stream(self) -> Result<ImageStream, Error> {
-        let internal = |e: bolt::WriteError| Error::Internal(format!("snapshot: {e}"));
-        let versions = self.versions();
+    fn plan(&self) -> Result<Layout, ImageError> {
         let mut plan = Plan::new();
-        for ((name, source), rows) in BUCKETS.iter().zip(&self.tables) {
-            plan.bucket(name.as_bytes()).map_err(internal)?;
-            for (key, value) in rows {
-                plan.item(key.len(), value.len()).map_err(internal)?;
+        self.walk::<ImageError>(&mut |met| {
+            match met {
+                Met::Bucket(name) => plan.bucket(name)?,
+                Met::Item(key, value) => plan.item(key.len(), value.len())?,
             }
-            if let Source::Versions = source {
-                for version in &versions {
-                    plan.item(revision_key(version).len(), version.location.payload_len()).map_err(internal)?;
+            Ok(())
+        })?;
+        Ok(plan.finish()?)
+    }
+
+    /// Begins to write the file. Its pieces are made on a thread of their own, a few ahead of who takes them.
+    pub(crate) fn stream(self) -> Result<ImageStream, Error> {
+        let layout = self.plan()?;
+        let (sender, pieces) = sync_channel(PIECES_AHEAD);
+        std::thread::Builder::new()
+            .name("snapshot".into())
+            .spawn(move || {
+                let result = self.write(layout, &sender);
+                if let Err(error) = result
+                    && !matches!(error, ImageError::Gone)
+                {
+                    // Who listened is told; who has gone does not need to know.
+                    drop(sender.send(Err(error.into())));
                 }
+            })
+            .map_err(|e| Error::Internal(format!("snapshot: {e}")))?;
+        Ok(ImageStream { total_bytes: layout.size_bytes(), pieces })
+    }
+
+    fn write(&self, layout: Layout, sender: &SyncSender<Result<Bytes, Error>>) -> Result<(), ImageError> {
+        let mut writer = Writer::new(Vec::with_capacity(PIECE_BYTES), layout)?;
+        self.walk::<ImageError>(&mut |met| {
+            match met {
+                Met::Bucket(name) => writer.bucket(name)?,
+                Met::Item(key, value) => writer.item(key, value)?,
             }
+            if writer.out_mut().len() >= PIECE_BYTES {
+                let piece = std::mem::replace(writer.out_mut(), Vec::with_capacity(PIECE_BYTES));
+                sender.send(Ok(piece.into())).map_err(|_| ImageError::Gone)?;
+            }
+            Ok(())
+        })?;
+        let rest = writer.finish()?;
+        if !rest.is_empty() {
+            sender.send(Ok(rest.into())).map_err(|_| ImageError::Gone)?;
         }
-        let layout = plan.finish().map_err(internal)?;
-        let writer = Writer::new(Vec::new(), layout).map_err(internal)?;
-        Ok(ImageStream { image: self, layout, writer: Some(writer), versions: versions.into(), bucket: 0, open: false })
+        Ok(())
     }
 }
 
-/// Versions read from the store at a time.
-const CHUNK_VERSIONS: usize = 256;
-/// The stream hands out pieces of about this size.
-const CHUNK_BYTES: usize = 256 << 10;
+/// Why an image could not be made.
+#[derive(Debug, thiserror::Error)]
+enum ImageError {
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    #[error("{0}")]
+    Write(#[from] bolt::WriteError),
+    /// Nobody takes the pieces any more.
+    #[error("abandoned")]
+    Gone,
+}
 
-/// A bbolt file on its way out; memory is one chunk, plus 40 bytes per version.
+impl From<ImageError> for Error {
+    fn from(error: ImageError) -> Self {
+        Error::Internal(format!("snapshot: {}", crate::chain(&error)))
+    }
+}
+
+/// Pieces of about this size are handed out,
+const PIECE_BYTES: usize = 256 << 10;
+/// and this many are made ahead.
+const PIECES_AHEAD: usize = 4;
+
+/// A bbolt file on its way out.
 #[derive(Debug)]
 pub(crate) struct ImageStream {
-    image: Image,
-    layout: Layout,
-    /// `None` after the last byte.
-    writer: Option<Writer<Vec<u8>>>,
-    versions: VecDeque<Version>,
-    bucket: usize,
-    /// Whether the current bucket has been begun.
-    open: bool,
-}
-
-impl ImageStream {
-    /// Writes a little more into the buffer; `false` when all is written.
-    fn step(&mut self, writer: &mut Writer<Vec<u8>>) -> Result<bool, Error> {
-        let internal = |e: bolt::WriteError| Error::Internal(format!("snapshot: {e}"));
-        let Some((name, source)) = BUCKETS.get(self.bucket) else { return Ok(false) };
-        if !self.open {
-            writer.bucket(name.as_bytes()).map_err(internal)?;
-            for (key, value) in std::mem::take(&mut self.image.tables[self.bucket]) {
-                writer.item(&key, &value).map_err(internal)?;
-            }
-            self.open = true;
-        }
-        if let Source::Versions = source
-            && !self.versions.is_empty()
-        {
-            let chunk: Vec<Version> =
-                self.versions.drain(..self.versions.len().min(CHUNK_VERSIONS)).collect();
-            let locations: Vec<_> = chunk.iter().map(|v| v.location).collect();
-            let mut at = 0;
-            let mut written = Ok(());
-            self.image
-                .store
-                .read_many(&locations, &mut |payload| {
-                    if written.is_ok() {
-                        written = writer.item(&revision_key(&chunk[at]), &payload);
-                    }
-                    at += 1;
-                })
-                .map_err(|e| Error::Internal(e.to_string()))?;
-            written.map_err(internal)?;
-            return Ok(true);
-        }
-        self.bucket += 1;
-        self.open = false;
-        Ok(true)
-    }
+    total_bytes: u64,
+    pieces: Receiver<Result<Bytes, Error>>,
 }
 
 impl SnapshotSource for ImageStream {
     fn total_bytes(&self) -> u64 {
-        self.layout.size_bytes()
+        self.total_bytes
     }
 
     fn next_chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        let Some(mut writer) = self.writer.take() else { return Ok(None) };
-        while writer.out_mut().len() < CHUNK_BYTES {
-            if !self.step(&mut writer)? {
-                let rest = writer.finish().map_err(|e| Error::Internal(format!("snapshot: {e}")))?;
-                return Ok((!rest.is_empty()).then(|| rest.into()));
-            }
-        }
-        let chunk = std::mem::take(writer.out_mut());
-        self.writer = Some(writer);
-        Ok(Some(chunk.into()))
+        self.pieces.recv().ok().transpose()
     }
 }
 
-/// A version's key in etcd's `key` bucket: main, `_`, sub, and `t` for a tombstone.
-fn revision_key(version: &Version) -> Vec<u8> {
-    let mut key = Vec::with_capacity(18);
-    key.extend_from_slice(&version.revision.main.to_be_bytes());
-    key.push(b'_');
-    key.extend_from_slice(&version.revision.sub.to_be_bytes());
-    if version.tombstone {
-        key.push(b't');
-    }
-    key
+/// A version's key in etcd's `key` bucket, and its length: main, `_`, sub, and `t` for a tombstone.
+fn revision_key(revision: Revision, tombstone: bool) -> ([u8; 18], usize) {
+    let mut key = [0; 18];
+    key[..8].copy_from_slice(&revision.main.to_be_bytes());
+    key[8] = b'_';
+    key[9..17].copy_from_slice(&revision.sub.to_be_bytes());
+    key[17] = b't';
+    (key, if tombstone { 18 } else { 17 })
 }
 
 fn meta(reader: &Reader, applied: u64, term: u64, conf_state: &raftpb::ConfState) -> Vec<(Bytes, Bytes)> {

@@ -1,7 +1,45 @@
 //! One member, joined together: configuration, bootstrap, the threads and the queues between them, the listeners.
+//!
+//! Read [`run`] first: it is a member's whole life. `consensus` and `applier` are the actors (values without clock or I/O);
+//! `member`, `log_writer`, `upkeep` and `listen` are the threads and sockets around them.
 
+mod applier;
+mod bootstrap;
+mod compactor;
 pub mod config;
+mod consensus;
+mod image;
+mod listen;
+mod log_writer;
 pub mod logging;
+mod member;
+mod notify;
+mod queue;
+mod run;
+mod upkeep;
+mod waiters;
+
+pub use bootstrap::BootError;
+pub use run::{Exit, StartError, run};
 
 /// The etcd that this server matches on the wire: kube-apiserver and others switch features on by it.
 pub const ETCD_VERSION: &str = "3.7.1";
+
+/// Version of the cluster and of the storage format that goes with [`ETCD_VERSION`].
+pub const CLUSTER_VERSION: &str = "3.7.0";
+
+/// An error with everything that caused it, for a log line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // Some errors already name their cause.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -69,7 +69,8 @@ fn turn(node: &Node, wal: &mut Wal, jobs: &mut VecDeque<LogJob>) -> Result<(), W
                 wal.purge(keep)?;
             }
             LogJob::Close(hard_state) => {
-                wal.append(&[], Some(&hard_state))?;
+                // No promise hangs on a commit index.
+                let _not_a_promise = wal.append(&[], Some(&hard_state))?;
             }
         }
     }
@@ -81,8 +82,9 @@ fn turn(node: &Node, wal: &mut Wal, jobs: &mut VecDeque<LogJob>) -> Result<(), W
 
 fn append(node: &Node, wal: &mut Wal, batch: &LogBatch) -> Result<(), WalError> {
     let before = Instant::now();
-    wal.append(&batch.entries, batch.hard_state.as_ref())?;
+    let synced = wal.append(&batch.entries, batch.hard_state.as_ref())?;
     let took = before.elapsed();
+    debug_assert!(synced.waited() || batch.entries.is_empty(), "entries are synced before they are reported");
     node.metrics.wal_fsync_duration.observe(took.as_secs_f64());
     if took > SLOW_SYNC {
         tracing::warn!(took = ?took, "expected-duration" = ?SLOW_SYNC, "slow fdatasync");

@@ -10,12 +10,13 @@ use disk::Disk;
 use parking_lot::{Condvar, Mutex};
 use prost::Message as _;
 use proto::etcdserverpb as pb;
-use proto::membershippb;
+use proto::{membershippb, raftpb};
 use state::lease::Renewal;
 use state::{Error, Reader};
 use wal::Entry;
 
 use crate::consensus::{Consensus, Event, Outbox};
+use crate::image::Image;
 use crate::log_writer::LogJob;
 use crate::queue::{PushError, Queue};
 use crate::upkeep::UpkeepJob;
@@ -53,6 +54,8 @@ pub(crate) struct Node {
     pub(crate) spare_queue: Queue<wal::Prepare>,
     identity: Identity,
     reader: Reader,
+    /// Held by the apply thread while it works on a batch; who holds it sees the state between two entries.
+    pub(crate) between_entries: Mutex<raftpb::ConfState>,
     started: Instant,
     ids: IdGenerator,
     pub(crate) applied: AtomicU64,
@@ -91,6 +94,7 @@ impl Node {
         identity: Identity,
         reader: Reader,
         applied: u64,
+        conf_state: raftpb::ConfState,
     ) -> Self {
         Self {
             settings,
@@ -104,6 +108,7 @@ impl Node {
             spare_queue: Queue::new(usize::MAX),
             identity,
             reader,
+            between_entries: Mutex::new(conf_state),
             started: Instant::now(),
             ids: IdGenerator::new(identity.member_id),
             applied: AtomicU64::new(applied),
@@ -207,7 +212,10 @@ impl Node {
         {
             return;
         }
-        tracing::warn!("quota-size-bytes" = self.settings.quota_bytes, "database space exceeded; raising alarm NOSPACE");
+        tracing::warn!(
+            "quota-size-bytes" = self.settings.quota_bytes,
+            "database space exceeded; raising alarm NOSPACE"
+        );
         self.propose_internal(pb::InternalRaftRequest {
             alarm: Some(pb::AlarmRequest {
                 action: pb::alarm_request::AlarmAction::Activate as i32,
@@ -218,12 +226,22 @@ impl Node {
         });
     }
 
+    /// The state as it is between two entries.
+    fn image(&self) -> Image {
+        let conf_state = self.between_entries.lock();
+        Image::take(&self.reader, self.applied.load(Ordering::SeqCst), self.term(), &conf_state)
+    }
+
     fn refuse(&self, request: &pb::InternalRaftRequest, backlog: u64) -> Option<Error> {
         if self.leader() == 0 && self.phase.load(Ordering::Acquire) >= STOPPING {
             return Some(Error::Stopped);
         }
         // Revoking leases and alarms keep getting through: they are what ends the trouble.
-        let share = if request.lease_revoke.is_some() || request.alarm.is_some() || request.compaction.is_some() { 2 } else { 1 };
+        let share = if request.lease_revoke.is_some() || request.alarm.is_some() || request.compaction.is_some() {
+            2
+        } else {
+            1
+        };
         if backlog > MAX_APPLY_BACKLOG * share {
             return Some(Error::RequestTooManyRequests);
         }
@@ -354,11 +372,11 @@ impl Member for Node {
     }
 
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, Error> {
-        crate::image::snapshot(&self.reader, self.applied.load(Ordering::Acquire), self.term())
+        Ok(Box::new(self.image().stream()?))
     }
 
     fn hash(&self) -> Result<u32, Error> {
-        crate::image::hash(&self.reader, self.applied.load(Ordering::Acquire), self.term())
+        self.image().hash()
     }
 
     /// There is nothing to do: space comes back in the background all the time.
@@ -450,6 +468,8 @@ fn log_leader(own: u64, before: u64, status: &raft_driver::Status) {
     match (before, leader) {
         (0, _) => tracing::info!(target: "raft", "raft.node: {own:x} elected leader {leader:x} at term {term}"),
         (_, 0) => tracing::info!(target: "raft", "raft.node: {own:x} lost leader {before:x} at term {term}"),
-        _ => tracing::info!(target: "raft", "raft.node: {own:x} changed leader from {before:x} to {leader:x} at term {term}"),
+        _ => {
+            tracing::info!(target: "raft", "raft.node: {own:x} changed leader from {before:x} to {leader:x} at term {term}")
+        }
     }
 }

@@ -88,7 +88,9 @@ pub(crate) fn run(node: &Arc<Node>, mut upkeep: Upkeep) {
             Ok(true) => PAUSE,
             Ok(false) => {
                 if node.waiters.compaction_pending() {
-                    if node.state().store().compaction_done() { node.waiters.compacted() }
+                    if node.state().store().compaction_done() {
+                        node.waiters.compacted()
+                    }
                     PAUSE
                 } else {
                     IDLE
@@ -108,7 +110,11 @@ impl Upkeep {
         let leading = node.is_leader();
         if leading != self.was_leader {
             self.was_leader = leading;
-            if leading { node.state().lessor().promote(now_ms, node.settings.limits.election_timeout_ms) } else { node.state().lessor().demote() }
+            if leading {
+                node.state().lessor().promote(now_ms, node.settings.limits.election_timeout_ms)
+            } else {
+                node.state().lessor().demote()
+            }
         }
         if now_ms >= self.next_expire_ms {
             self.next_expire_ms = now_ms + EXPIRE_MS;
@@ -185,7 +191,10 @@ impl Upkeep {
             });
         }
         if !versioned && node.is_leader() {
-            tracing::info!("cluster-version" = crate::CLUSTER_VERSION, "setting up initial cluster version using v3 API");
+            tracing::info!(
+                "cluster-version" = crate::CLUSTER_VERSION,
+                "setting up initial cluster version using v3 API"
+            );
             node.propose_internal(pb::InternalRaftRequest {
                 cluster_version_set: Some(membershippb::ClusterVersionSetRequest {
                     ver: crate::CLUSTER_VERSION.to_string(),

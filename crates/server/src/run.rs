@@ -1,0 +1,347 @@
+//! A member's whole life.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use api::HttpOptions;
+use api::{Identity, Limits, Metrics};
+use disk::{Disk, RealDisk};
+use proto::membershippb;
+
+use crate::applier::{self, Applier};
+use crate::bootstrap::{self, BootError, Booted};
+use crate::compactor::{Compactor, Retention};
+use crate::config::{AutoCompaction, ClusterError, Config, texts};
+use crate::consensus::Consensus;
+use crate::listen::{self, Bound, Purpose, Workers};
+use crate::log_writer::{self, LogJob};
+use crate::member::{self, Node, Settings};
+use crate::upkeep::{self, Upkeep};
+
+/// Why a running member ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// By a signal, of this number.
+    Signal(i32),
+}
+
+/// Why a member could not start, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its data directory.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Its `--initial-cluster`.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// One of its addresses.
+    #[error("cannot listen on {url}: {source} (is another etcd running there?)")]
+    Listen {
+        /// The URL.
+        url: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The operating system.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// It was running and had to stop.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Runs a member until it is told to stop. Logging must be set up before.
+///
+/// # Errors
+/// When it cannot start, or its disk fails.
+pub fn run(config: Config) -> Result<Exit, StartError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| StartError::System { what: "cannot start the runtime", source })?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, live(config))
+}
+
+async fn live(config: Config) -> Result<Exit, StartError> {
+    let mut signals = Signals::new().map_err(|source| StartError::System { what: "cannot handle signals", source })?;
+    let bound = bind_all(&config)?;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let plan = bootstrap::Plan {
+        name: config.name.clone(),
+        data_dir: config.data_dir.clone(),
+        wal_dir: config.wal_dir(),
+        initial_cluster: config.initial_members()?.into_iter().map(|(name, urls)| (name, texts(&urls))).collect(),
+        token: config.initial_cluster_token.clone(),
+        quota_bytes: config.quota_backend_bytes,
+        heartbeat_ms: config.heartbeat_ms,
+        election_ms: config.election_ms,
+        pre_vote: config.pre_vote,
+    };
+    let seed = rand::random();
+    let booting = tokio::task::spawn_blocking({
+        let disk = Arc::clone(&disk);
+        move || bootstrap::boot(&disk, &plan, seed)
+    });
+    let booted = tokio::select! {
+        booted = booting => booted.map_err(|e| StartError::Failed(e.to_string()))??,
+        signal = signals.next() => return Ok(Exit::Signal(signal)),
+    };
+    let metrics = Metrics::new(config.extensive_metrics);
+    let (node, mut threads) = start(&config, disk, Arc::clone(&metrics), booted, seed)?;
+
+    let (close, closing) = tokio::sync::watch::channel(false);
+    let shared = Arc::new(api::Shared {
+        member: Arc::clone(&node) as Arc<dyn api::Member>,
+        metrics,
+        http: HttpOptions { cors: config.cors.clone(), host_whitelist: config.host_whitelist.clone() },
+        closing,
+    });
+    let workers =
+        Workers::start(&shared).map_err(|source| StartError::System { what: "cannot start a worker", source })?;
+    let workers = Rc::new(tokio::sync::Mutex::new(workers));
+    let mut acceptors = Vec::new();
+    let mut clients = Vec::new();
+    for bound in bound {
+        if bound.purpose == Purpose::Client {
+            clients.push(bound);
+        } else {
+            acceptors.push(tokio::task::spawn_local(listen::accept(bound, Rc::clone(&workers))));
+        }
+    }
+
+    let ready = wait_on_thread(&node, Node::wait_ready);
+    let stopped = tokio::select! {
+        _ = ready => None,
+        signal = signals.next() => Some(signal),
+    };
+    let signal = if stopped.is_none() && !node.failed() {
+        tracing::info!("ready to serve client requests");
+        for bound in clients {
+            tracing::info!(
+                traffic = "grpc+http",
+                address = %bound.listener.local_addr().map_or_else(|_| bound.url.clone(), |a| a.to_string()),
+                "serving client traffic insecurely; this is strongly discouraged!"
+            );
+            acceptors.push(tokio::task::spawn_local(listen::accept(bound, Rc::clone(&workers))));
+        }
+        crate::notify::ready();
+        let failed = wait_on_thread(&node, Node::wait_stopped);
+        tokio::select! {
+            signal = signals.next() => Some(signal),
+            _ = failed => None,
+        }
+    } else {
+        stopped
+    };
+    if let Some(signal) = signal {
+        tracing::info!(signal = signal_name(signal), "received signal; shutting down");
+    }
+    tracing::info!(name = config.name.as_str(), "data-dir" = %config.data_dir.display(), "closing etcd server");
+    for acceptor in acceptors {
+        acceptor.abort();
+    }
+    // Clients first: they are told that the server stops while their answers can still be sent.
+    node.stop();
+    close.send_replace(true);
+    node.raft_queue.close();
+    let joined = tokio::task::spawn_blocking(move || {
+        let failure = |node: &Node| node.failure();
+        for thread in threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the member panicked");
+            }
+        }
+        failure(&node)
+    });
+    let failure = joined.await.unwrap_or_else(|e| Some(e.to_string()));
+    if let Ok(workers) = Rc::try_unwrap(workers) {
+        workers.into_inner().join();
+    }
+    if let Some(reason) = failure {
+        return Err(StartError::Failed(reason));
+    }
+    tracing::info!(name = config.name.as_str(), "data-dir" = %config.data_dir.display(), "closed etcd server");
+    Ok(Exit::Signal(signal.unwrap_or(0)))
+}
+
+/// Runs a blocking wait on a thread of its own and resolves when it is over.
+async fn wait_on_thread<T: Send + 'static>(node: &Arc<Node>, wait: fn(&Node) -> T) {
+    let (done, over) = tokio::sync::oneshot::channel();
+    let node = Arc::clone(node);
+    let spawned = std::thread::Builder::new().name("wait".into()).spawn(move || {
+        wait(&node);
+        // Nobody listens any more when a signal came first.
+        drop(done.send(()));
+    });
+    if spawned.is_ok() {
+        // An error means that the thread is gone, and with it what it waited for.
+        drop(over.await);
+    }
+}
+
+fn bind_all(config: &Config) -> Result<Vec<Bound>, StartError> {
+    let mut bound = Vec::new();
+    let purposes = [
+        (Purpose::Peer, &config.listen_peer_urls, "configuring peer listeners"),
+        (Purpose::Client, &config.listen_client_urls, "configuring client listeners"),
+        (Purpose::Metrics, &config.listen_metrics_urls, "configuring metrics listeners"),
+    ];
+    for (purpose, urls, message) in purposes {
+        if urls.is_empty() {
+            continue;
+        }
+        tracing::info!(urls = ?texts(urls), "{message}");
+        for url in urls {
+            let failed = |source| StartError::Listen { url: url.to_string(), source };
+            // With a name that stands for both, IPv4 is what people expect of `localhost`.
+            let address = url
+                .address()
+                .to_socket_addrs()
+                .map_err(failed)?
+                .min_by_key(SocketAddr::is_ipv6)
+                .ok_or_else(|| failed(io::ErrorKind::AddrNotAvailable.into()))?;
+            bound.push(Bound { listener: listen::bind(address).map_err(failed)?, purpose, url: url.to_string() });
+        }
+    }
+    Ok(bound)
+}
+
+/// Starts the member's threads.
+fn start(
+    config: &Config,
+    disk: Arc<dyn Disk>,
+    metrics: Arc<Metrics>,
+    booted: Booted,
+    seed: u64,
+) -> Result<(Arc<Node>, Vec<JoinHandle<()>>), StartError> {
+    let Booted { identity, wal, driver, state, reader, mark, conf_state, snapshot_index, fresh, lock } = booted;
+    let quota_bytes = reader.quota_bytes();
+    let settings = Settings {
+        limits: Limits {
+            max_request_bytes: usize::try_from(config.max_request_bytes).unwrap_or(usize::MAX),
+            max_txn_ops: usize::try_from(config.max_txn_ops).unwrap_or(usize::MAX),
+            max_concurrent_streams: config.max_concurrent_streams,
+            request_timeout_ms: 5_000 + 2 * config.election_ms,
+            election_timeout_ms: config.election_ms,
+            watch_progress_interval_ms: millis(config.watch_progress_notify_interval),
+            keepalive_interval_ms: millis(config.grpc_keepalive_interval),
+            keepalive_timeout_ms: millis(config.grpc_keepalive_timeout),
+        },
+        attributes: membershippb::Attributes {
+            name: config.name.clone(),
+            client_urls: texts(&config.advertise_client_urls),
+        },
+        snap_dir: config.data_dir.join("member").join("snap"),
+        max_wals: usize::try_from(config.max_wals).unwrap_or(usize::MAX),
+        max_snapshots: usize::try_from(config.max_snapshots).unwrap_or(usize::MAX),
+        snapshot_catchup_entries: config.snapshot_catchup_entries,
+        tick: Duration::from_millis(config.heartbeat_ms),
+        warning_apply_duration: config.warning_apply_duration,
+        quota_bytes,
+    };
+    let identity = Identity { cluster_id: identity.cluster_id, member_id: identity.node_id };
+    let node = Arc::new(Node::new(settings, disk, metrics, identity, reader.clone(), mark.index, conf_state.clone()));
+    let retry_ticks = (500 / config.heartbeat_ms).max(1);
+    let consensus = Consensus::new(driver, retry_ticks, seed);
+    let hex = |id: u64| format!("{id:x}");
+    tracing::info!(
+        "local-member-id" = %hex(identity.member_id),
+        "cluster-id" = %hex(identity.cluster_id),
+        "{}",
+        if fresh { "starting local member" } else { "restarting local member" }
+    );
+    tracing::info!(
+        "local-member-id" = %hex(identity.member_id),
+        "local-server-version" = crate::ETCD_VERSION,
+        "cluster-id" = %hex(identity.cluster_id),
+        "cluster-version" = %reader.cluster_version().unwrap_or_else(|| "to_be_decided".into()),
+        "starting etcd server"
+    );
+    let applier = Applier::new(state, reader, mark.index, conf_state, snapshot_index.max(1) - 1, config.snapshot_count);
+    let retention = match config.auto_compaction {
+        AutoCompaction::Off => None,
+        AutoCompaction::Periodic(retention) => Some(Retention::Time(retention)),
+        AutoCompaction::Revision(keep) => Some(Retention::Revisions(keep)),
+    };
+    let upkeep = Upkeep::new(retention.map(Compactor::new));
+
+    let mut threads = Vec::new();
+    let mut spawn = |name: &str, body: Box<dyn FnOnce(&Arc<Node>) + Send>| {
+        let node = Arc::clone(&node);
+        let thread = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || body(&node))
+            .map_err(|source| StartError::System { what: "cannot start a thread", source })?;
+        threads.push(thread);
+        Ok::<(), StartError>(())
+    };
+    spawn("raft", Box::new(move |node| member::run_consensus(node, consensus)))?;
+    spawn("log", Box::new(move |node| log_writer::run(node, wal)))?;
+    spawn(
+        "apply",
+        Box::new(move |node| {
+            applier::run(node, applier);
+            node.upkeep_queue.close();
+            node.spare_queue.close();
+            node.waiters.stop();
+            // The data directory is another process's from here on.
+            drop(lock);
+        }),
+    )?;
+    spawn("upkeep", Box::new(move |node| upkeep::run(node, upkeep)))?;
+    spawn("spare", Box::new(zero_ahead))?;
+    Ok((node, threads))
+}
+
+/// The thread that writes the zeros of the log's next segment.
+fn zero_ahead(node: &Arc<Node>) {
+    let mut jobs = VecDeque::new();
+    while node.spare_queue.take_all(&mut jobs, None) {
+        for prepare in jobs.drain(..) {
+            match prepare.run() {
+                Ok(prepared) => node.log_queue.push(LogJob::Prepared(prepared)),
+                // The log makes the segment itself when it needs one, and reports what is wrong then.
+                Err(error) => tracing::warn!(error = %error, "cannot prepare the next log segment"),
+            }
+        }
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> i32 {
+        tokio::select! {
+            _ = self.terminate.recv() => 15,
+            _ = self.interrupt.recv() => 2,
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    if signal == 2 { "interrupt" } else { "terminated" }
+}
