@@ -299,6 +299,8 @@ pub struct Writer {
     tail: Tail,
     /// Changes in the running transaction.
     sub: u32,
+    /// The newest imported revision.
+    imported: Revision,
 }
 
 /// Keeps versions visible at its revision from being dropped or moved out of reach while it lives.
@@ -352,7 +354,12 @@ impl Store {
             pins: Pins::default(),
             maintenance: Mutex::new(opened.maintenance),
         }));
-        let writer = Writer { store: store.clone(), tail: Tail::new(opened.files, opened.tail, opened.mark), sub: 0 };
+        let writer = Writer {
+            store: store.clone(),
+            tail: Tail::new(opened.files, opened.tail, opened.mark),
+            sub: 0,
+            imported: Revision { main: 0, sub: 0 },
+        };
         Ok((store, writer, mark))
     }
 
@@ -443,6 +450,12 @@ impl Store {
         self.0.tables.read().rows(table)
     }
 
+    /// Makes what has been flushed durable; the log behind the returned mark may be released. Unlike [`Writer::sync`] it
+    /// may run on any thread, so that the writer need not wait for the disk.
+    pub fn sync_flushed(&self) -> Result<Mark, StoreError> {
+        self.0.files.sync_marked()
+    }
+
     /// Sizes now.
     pub fn size(&self) -> Size {
         let mut size = Size { total: 0, live: self.0.tables.read().live_bytes() };
@@ -519,6 +532,42 @@ impl Writer {
         let replaced = inner.index.write().insert(key, version);
         assert!(replaced.is_none(), "revision {:?} was written twice", version.revision());
         self.sub += 1;
+    }
+
+    /// Adds a version as [`Store::export`] gives it, in the same order. It shows when [`Writer::finish_import`] is called.
+    ///
+    /// [`StoreError::Corrupt`] if the bytes are no `mvccpb.KeyValue` or the revision is not above all others.
+    pub fn import(&mut self, revision: Revision, deleted: bool, payload: &[u8]) -> Result<(), StoreError> {
+        let corrupt = |what: &str| StoreError::corrupt("import", 0, &format!("revision {revision:?}: {what}"));
+        let stored = frame::decode_key_value(payload).ok_or_else(|| corrupt("not a KeyValue"))?;
+        let sub = u32::try_from(revision.sub).map_err(|_| corrupt("impossible revision"))?;
+        if revision <= self.imported || revision.main <= self.store.revision() && revision.main != 1 {
+            return Err(corrupt("out of order"));
+        }
+        let kind = if deleted { Kind::Tombstone } else { Kind::Put };
+        let (location, shared) =
+            self.tail.append_version(kind, revision.main, sub, |out| out.extend_from_slice(payload))?;
+        let meta = KeyMeta {
+            create_revision: stored.create_revision,
+            modified: revision,
+            version: stored.version,
+            leased: stored.leased,
+        };
+        let version = if deleted { Version::tombstone(revision, location) } else { Version::put(meta, location) };
+        self.add(stored.key, version, shared);
+        self.imported = revision;
+        self.sub = 0;
+        Ok(())
+    }
+
+    /// Ends an import: `revision` is the current one from now on, and `compacted` (-1 for none) the last compaction.
+    pub fn finish_import(&mut self, revision: i64, compacted: i64) -> Result<(), StoreError> {
+        let revision = revision.max(self.imported.main).max(self.store.revision());
+        self.store.0.revision.store(revision, Ordering::Release);
+        if compacted > self.store.compact_revision() {
+            self.compact(compacted)?;
+        }
+        Ok(())
     }
 
     /// Ends the running transaction and publishes its revision. Returns the current revision.

@@ -31,8 +31,11 @@ const HOLDS_PER_STEP: usize = 4;
 const RECLAIM_STEP_BYTES: u64 = 512 << 10;
 const RECLAIM_SYNC_BYTES: u32 = 4 << 20;
 
+/// Dead bytes that every segment may have: its head and a few marks.
+const NOT_WORTH_RECLAIMING: u64 = 512;
+
 /// Removed segments whose forwards are kept although no pin asks for it, for readers without one.
-const KEPT_FORWARDS: usize = 8;
+const KEPT_FORWARDS: usize = 16;
 
 /// The work in progress.
 #[derive(Debug)]
@@ -197,7 +200,7 @@ impl Store {
     /// Decides what is worth doing.
     fn next_job(&self, work: &Maintenance) -> Result<Option<Job>, StoreError> {
         let files = &self.0.files;
-        let floor = u64::from(files.options.segment_bytes / 64);
+        let floor = u64::from(files.options.segment_bytes / 64).max(NOT_WORTH_RECLAIMING);
         let size = self.size();
         let tail = files.tail_id();
         let start = work.manifest.start;
