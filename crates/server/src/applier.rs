@@ -115,13 +115,8 @@ impl Applier {
             return Ok(());
         };
         let next = raft_driver::next_conf_state(&self.conf_state, &change);
-        // The mark of this entry must already hold the new membership; a refused change keeps the old one.
-        self.state.set_conf_state(next.encode_to_vec().into());
-        let changed = self.state.apply_conf_change(entry.index, entry.term, &change)?;
-        let refused = matches!(changed.change, MemberChange::None);
-        if refused {
-            self.state.set_conf_state(self.conf_state.encode_to_vec().into());
-        } else {
+        let changed = self.state.apply_conf_change(entry.index, entry.term, &change, next.encode_to_vec().into())?;
+        if !matches!(changed.change, MemberChange::None) {
             self.conf_state = next;
             effects.conf_changes.push(entry.data.clone());
         }

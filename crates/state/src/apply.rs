@@ -190,14 +190,15 @@ impl State {
         Ok(applied)
     }
 
-    /// Applies a committed configuration change to the member table. It counts as applied once
-    /// [`State::set_conf_state`] has been called with the outcome, which must follow at once, for a refused change
-    /// too: the mark must not name this entry together with an older `ConfState`.
+    /// Applies a committed configuration change to the member table. `conf_state` is the encoded `raftpb.ConfState` that
+    /// is in force if the change is accepted; it goes into the mark of this entry, so that the two cannot disagree
+    /// after a crash. A refused change keeps the old one.
     pub fn apply_conf_change(
         &mut self,
         index: u64,
         term: u64,
         change: &raftpb::ConfChange,
+        conf_state: Bytes,
     ) -> Result<ConfChanged, Fatal> {
         let request_id = change.id.unwrap_or(0);
         if index <= self.applied_index {
@@ -209,7 +210,11 @@ impl State {
         (self.applied_index, self.applied_term) = (index, term);
         let planned = match planned {
             Ok(planned) => planned,
-            Err(error) => return Ok(ConfChanged { request_id, change: MemberChange::None, result: Err(error) }),
+            Err(error) => {
+                drop(cluster);
+                self.mark();
+                return Ok(ConfChanged { request_id, change: MemberChange::None, result: Err(error) });
+            }
         };
         let rows = cluster.carry_out(&planned);
         let member = |id| cluster.members.get(&id).cloned().unwrap_or_default();
@@ -224,13 +229,9 @@ impl State {
         for row in rows {
             self.set_row(row)?;
         }
-        Ok(ConfChanged { request_id, change, result })
-    }
-
-    /// Notes the encoded `raftpb.ConfState`, which goes into the mark of the entry just applied and all later ones.
-    pub fn set_conf_state(&mut self, conf_state: Bytes) {
         self.conf_state = conf_state;
         self.mark();
+        Ok(ConfChanged { request_id, change, result })
     }
 
     /// Index of the last applied entry.

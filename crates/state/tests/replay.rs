@@ -57,8 +57,9 @@ fn apply(state: &mut State, entry: &Entry) {
         }
         EntryKind::ConfChange => {
             let change = raftpb::ConfChange::decode(entry.data.clone()).expect("a configuration change");
-            state.apply_conf_change(entry.index, entry.term, &change).expect("an entry");
-            state.set_conf_state(Default::default());
+            let conf_state = raftpb::ConfState { voters: vec![change.node_id()], ..Default::default() };
+            let conf_state = conf_state.encode_to_vec().into();
+            state.apply_conf_change(entry.index, entry.term, &change, conf_state).expect("an entry");
         }
         EntryKind::ConfChangeV2 => panic!("etcd writes none"),
     }
@@ -117,6 +118,8 @@ fn the_log_of_a_real_etcd_gives_its_hashes() {
 
         let mark = state.sync().expect("a sync");
         assert_eq!(mark.index, 212, "{version}");
+        let conf_state = raftpb::ConfState::decode(mark.conf_state).expect("a ConfState");
+        assert_eq!(conf_state.voters, [members[0].id], "{version}");
         state.close().expect("a clean stop");
         drop(reader);
         let (state, reader) = open(&disk);
