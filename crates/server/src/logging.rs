@@ -132,7 +132,7 @@ impl Default for Rotation {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// A file cannot be opened.
-    #[error("cannot open log output {path}: {source}")]
+    #[error("couldn't open sink {path:?}: open {path}: {source}")]
     Open {
         /// The file.
         path: String,

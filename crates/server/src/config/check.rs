@@ -50,7 +50,7 @@ pub enum ConfigError {
     MultipleOutputs(String),
     #[error("--log-outputs requires a single file path when --log-rotate-config-json is defined")]
     RotationOutputs,
-    #[error("improper log rotation configuration: {0}")]
+    #[error("improperly formatted log rotation config: {0}")]
     Rotation(String),
     #[error("expected IP in URL for binding ({0})")]
     Binding(String),
@@ -103,10 +103,10 @@ pub enum ConfigError {
     SamplingRateNegative,
     #[error("distributed tracing sampling rate must be less than 1e6")]
     SamplingRateTooHigh,
-    #[error(
-        "TLS key/cert (--{prefix}cert-file, --{prefix}key-file) must be provided for {kind} url {url} with HTTPS scheme"
-    )]
-    NoCertificate { prefix: &'static str, kind: &'static str, url: String },
+    #[error("TLS key/cert (--cert-file, --key-file) must be provided for client url {0} with HTTPS scheme")]
+    NoClientCertificate(String),
+    #[error("cannot listen on TLS for {0}: KeyFile and CertFile are not presented")]
+    NoPeerCertificate(String),
     #[error("cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {0}")]
     SameClientUrl(String),
     #[error("AllowedCNs and AllowedHostnames are mutually exclusive (cns={cns:?}, hostnames={hostnames:?})")]
@@ -136,7 +136,9 @@ impl ConfigError {
             ConfigError::ShadowedVariable(_) => Stage::Fatal,
             ConfigError::LogLevel(_) => Stage::Panic,
             ConfigError::AutoCompactionRetention(_)
-            | ConfigError::NoCertificate { .. }
+            | ConfigError::NoClientCertificate(_)
+            | ConfigError::NoPeerCertificate(_)
+            | ConfigError::CipherSuite(_)
             | ConfigError::SameClientUrl(_)
             | ConfigError::AllowedNames { .. } => Stage::Start,
             _ => Stage::Verify,
@@ -380,15 +382,14 @@ fn tls(config: &mut Config, min: &str, max: &str) -> Result<(), ConfigError> {
 }
 
 fn certificates(config: &Config) -> Result<(), ConfigError> {
-    let kinds = [
-        ("peer-", "peer", &config.peer_tls, &config.listen_peer_urls),
-        ("", "client", &config.client_tls, &config.listen_client_urls),
-        ("", "client", &config.client_tls, &config.listen_client_http_urls),
-    ];
-    for (prefix, kind, tls, urls) in kinds {
+    for (tls, urls, make) in [
+        (&config.peer_tls, &config.listen_peer_urls, no_peer_certificate as fn(&Url) -> ConfigError),
+        (&config.client_tls, &config.listen_client_urls, no_client_certificate),
+        (&config.client_tls, &config.listen_client_http_urls, no_client_certificate),
+    ] {
         let has_certificate = tls.auto || (!tls.cert_file.is_empty() && !tls.key_file.is_empty());
         if let Some(url) = urls.iter().find(|url| url.scheme().is_secure() && !has_certificate) {
-            return Err(ConfigError::NoCertificate { prefix, kind, url: url.to_string() });
+            return Err(make(url));
         }
         if !tls.allowed_cns.is_empty() && !tls.allowed_hostnames.is_empty() {
             let (cns, hostnames) = (tls.allowed_cns.clone(), tls.allowed_hostnames.clone());
@@ -400,6 +401,14 @@ fn certificates(config: &Config) -> Result<(), ConfigError> {
         Some(url) => Err(ConfigError::SameClientUrl(url.to_string())),
         None => Ok(()),
     }
+}
+
+fn no_peer_certificate(url: &Url) -> ConfigError {
+    ConfigError::NoPeerCertificate(url.address().to_owned())
+}
+
+fn no_client_certificate(url: &Url) -> ConfigError {
+    ConfigError::NoClientCertificate(url.to_string())
 }
 
 /// A member that listens everywhere and says nothing about how to reach it is reached at this host's own address, and one

@@ -11,9 +11,6 @@ pub enum ClusterError {
     /// The list cannot be read.
     #[error("error setting up initial cluster: {0}")]
     Url(#[from] UrlError),
-    /// A part of the list has a name but no URL, or a URL but no name.
-    #[error("error setting up initial cluster: {0:?} is not of the form name=url")]
-    Pair(String),
     /// This member is not on the list.
     #[error("couldn't find local name {0:?} in the initial cluster configuration")]
     NoLocalName(String),
@@ -48,7 +45,13 @@ pub type Resolve<'a> = &'a dyn Fn(&str) -> std::io::Result<IpAddr>;
 impl Config {
     /// The members of the initial cluster with their peer URLs, by name, after etcd's checks: this member is among them,
     /// under the URLs that it advertises. Looks up host names where the texts differ.
+    ///
+    /// A member that has lived before is not checked: its log says who it is. It gets what the flags say all the same,
+    /// because that log may end before its first entry.
     pub fn initial_members(&self) -> Result<BTreeMap<String, Vec<Url>>, ClusterError> {
+        if self.is_initialized() {
+            return Ok(parse(&self.initial_cluster).unwrap_or_default());
+        }
         self.initial_members_with(&look_up)
     }
 
@@ -91,10 +94,7 @@ impl Config {
 fn parse(list: &str) -> Result<BTreeMap<String, Vec<Url>>, ClusterError> {
     let mut members: BTreeMap<String, Vec<Url>> = BTreeMap::new();
     for pair in list.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
-        let (name, url) = pair.split_once('=').ok_or_else(|| ClusterError::Pair(pair.to_owned()))?;
-        if name.is_empty() {
-            return Err(ClusterError::Pair(pair.to_owned()));
-        }
+        let (name, url) = pair.split_once('=').unwrap_or((pair, ""));
         members.entry(name.to_owned()).or_default().push(Url::parse(url)?);
     }
     for urls in members.values_mut() {

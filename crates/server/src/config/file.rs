@@ -84,10 +84,10 @@ fn put(slot: &Slot, value: &Value, key: &str, typed: &mut Typed) -> Result<(), C
                 .map_err(|error| ConfigError::FileUrl { key: key.to_owned(), reason: error.to_string() })?;
         }
         (Slot::Urls(_) | Slot::OptionalUrls(_), _) => return wrong("string"),
-        (Slot::Words(_) | Slot::Custom(_), Value::String(text)) => {
+        (Slot::Words(_) | Slot::Custom(_) | Slot::Origins(_), Value::String(text)) => {
             slot.set(typed, text).map_err(|reason| ConfigError::FileValue { key: key.to_owned(), reason })?;
         }
-        (Slot::Words(_) | Slot::Custom(_), _) => return wrong("string"),
+        (Slot::Words(_) | Slot::Custom(_) | Slot::Origins(_), _) => return wrong("string"),
         (Slot::List(field), Value::Array(items)) => {
             let texts: Option<Vec<_>> = items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
             match texts {

@@ -91,6 +91,8 @@ pub enum Slot {
     Urls(Field<Vec<Url>>),
     /// The same, or nothing.
     OptionalUrls(Field<Vec<Url>>),
+    /// `*`, or URLs separated by commas.
+    Origins(Field<Vec<String>>),
     /// Words separated by commas, sorted; a comma-separated text in the config file.
     Words(Field<Vec<String>>),
     /// Words separated by commas, in their order; a list in the config file.
@@ -134,6 +136,10 @@ impl Slot {
             Slot::OptionalUrls(field) if text.is_empty() => field(typed).clear(),
             Slot::Urls(field) | Slot::OptionalUrls(field) => {
                 *field(typed) = Url::parse_list(text).map_err(|error| error.to_string())?;
+            }
+            Slot::Origins(field) if text == "*" => *field(typed) = vec![text.to_owned()],
+            Slot::Origins(field) => {
+                *field(typed) = super::texts(&Url::parse_list(text).map_err(|error| error.to_string())?);
             }
             Slot::Words(field) => {
                 let mut words = words();
@@ -254,7 +260,7 @@ impl Flag {
             Slot::Text(_) if self.name == "data-dir" => "${name}.etcd".into(),
             Slot::Text(field) | Slot::Choice(_, field) => field(&mut typed).clone(),
             Slot::Urls(field) | Slot::OptionalUrls(field) => super::texts(field(&mut typed)).join(","),
-            Slot::Words(field) | Slot::List(field) => field(&mut typed).join(","),
+            Slot::Words(field) | Slot::List(field) | Slot::Origins(field) => field(&mut typed).join(","),
             Slot::Custom(_) | Slot::Nothing => String::new(),
         }
     }
@@ -287,7 +293,7 @@ const fn ancient(name: &'static str) -> Flag {
 }
 
 use Section::{Auth, Clustering, Features, Logging, Member, Monitoring, Security, Tracing, Unsafe};
-use Slot::{Bool, Choice, Custom, Duration as Time, Int, List, OptionalUrls, Text, Uint, Uint32, Urls, Words};
+use Slot::{Bool, Choice, Custom, Duration as Time, Int, List, OptionalUrls, Origins, Text, Uint, Uint32, Urls, Words};
 
 const V2_DEPRECATION: &[&str] = &["not-yet", "write-only", "write-only-skip-check", "write-only-drop-data", "gone"];
 
@@ -382,7 +388,7 @@ pub const FLAGS: &[Flag] = &[
     flag(Security, "cipher-suites", List(|t| &mut t.config.cipher_suites), "TLS cipher suites under Go's names, separated by commas (empty = chosen by the server)."),
     flag(Security, "tls-min-version", Text(|t| &mut t.tls_min_version), "Lowest TLS version: TLS1.2 or TLS1.3."),
     flag(Security, "tls-max-version", Text(|t| &mut t.tls_max_version), "Highest TLS version: TLS1.2 or TLS1.3 (empty = the highest)."),
-    flag(Security, "cors", Words(|t| &mut t.config.cors), "Origins from which scripts may come, separated by commas ('*' = all)."),
+    flag(Security, "cors", Origins(|t| &mut t.config.cors), "Origins from which scripts may come, separated by commas ('*' = all)."),
     flag(Security, "host-whitelist", Words(|t| &mut t.config.host_whitelist), "Host names under which clients may address an insecure server ('*' = all)."),
 
     flag(Auth, "auth-token", Text(|t| &mut t.config.auth_token), "Kind of token and its options: 'simple' or 'jwt,...'."),

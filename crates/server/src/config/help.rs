@@ -52,16 +52,21 @@ pub fn help() -> String {
 
 /// The four lines of etcd's `--version`, and one of our own.
 pub fn version() -> String {
-    let arch = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "powerpc64" => "ppc64le",
-        other => other,
-    };
+    let arch = architecture();
     format!(
         "etcd Version: {}\nGit SHA: Not provided\nGo Version: none (written in Rust)\nGo OS/Arch: {}/{arch}\nkeelson Version: {}\n",
         crate::ETCD_VERSION,
         std::env::consts::OS,
         env!("CARGO_PKG_VERSION"),
     )
+}
+
+/// The processor under Go's name.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
 }

@@ -17,13 +17,15 @@ pub mod flags;
 mod gates;
 mod help;
 mod notice;
+mod start;
 mod url;
 
 pub use check::{ConfigError, Stage};
 pub use cluster::ClusterError;
 pub use gates::FeatureGates;
-pub use help::{USAGE, help, version};
+pub use help::{USAGE, architecture, help, version};
 pub use notice::Notice;
+pub use start::Unsupported;
 pub use url::{Scheme, Url, UrlError, texts};
 
 use crate::logging::LogConfig;
@@ -374,10 +376,21 @@ pub struct Loaded {
     pub wish: Wish,
 }
 
-/// Reads the command line (without the program's name), the environment and the config file.
-pub fn load(arguments: &[String], around: &Surroundings<'_>) -> Loaded {
-    let mut loading = Loading { typed: Typed::default(), notices: Vec::new() };
+/// Reads the command line (the program's name first), the environment and the config file.
+pub fn load(command: &[String], around: &Surroundings<'_>) -> Loaded {
+    let mut loading = Loading { typed: Typed::default(), notices: Vec::new(), before_check: None };
+    let arguments = command.get(1..).unwrap_or_default();
     let wish = loading.wish(arguments, around).unwrap_or_else(Wish::Fail);
+    let tells_arguments = match &wish {
+        Wish::Run(_) => true,
+        Wish::Fail(error) => matches!(error.stage(), Stage::Verify | Stage::Start),
+        _ => false,
+    };
+    if tells_arguments {
+        // What was found out while reading comes before this line, what was found out while checking after it.
+        let at = loading.before_check.unwrap_or(loading.notices.len());
+        loading.notices.insert(at, Notice::Running(command.to_vec()));
+    }
     let log = match &wish {
         Wish::Run(config) => config.log.clone(),
         // Before the flags have been checked, etcd logs with its defaults.
@@ -390,6 +403,8 @@ pub fn load(arguments: &[String], around: &Surroundings<'_>) -> Loaded {
 struct Loading {
     typed: Typed,
     notices: Vec<Notice>,
+    /// How many notices there were when the settings had been read.
+    before_check: Option<usize>,
 }
 
 impl Loading {
@@ -421,6 +436,7 @@ impl Loading {
             self.note_old_flags();
             self.notices.push(Notice::FileLoaded { path });
         }
+        self.before_check = Some(self.notices.len());
         let config = check::finish(&mut self.typed, around, &mut self.notices)?;
         Ok(Wish::Run(Box::new(config)))
     }

@@ -3,6 +3,8 @@
 /// Something worth a line in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
+    /// The member begins with these arguments, the program's own name among them.
+    Running(Vec<String>),
     /// A setting came from the environment.
     Environment {
         /// Name of the variable.
@@ -54,6 +56,7 @@ impl Notice {
     /// Writes the line.
     pub fn log(&self) {
         match self {
+            Notice::Running(args) => tracing::info!(args = ?args, "Running: "),
             Notice::Environment { name, value } => tracing::info!(
                 "variable-name" = name.as_str(),
                 "variable-value" = value.as_str(),

@@ -8,7 +8,7 @@ const URLS: &str = "http://127.0.0.7:7,http://127.0.0.7:8";
 
 /// Loads with this environment, these files, and 10.1.2.3 as this host's address.
 fn load_with(arguments: &[&str], environment: &[(&str, &str)], file: Option<&str>) -> Loaded {
-    let arguments: Vec<_> = arguments.iter().map(|a| (*a).to_owned()).collect();
+    let arguments: Vec<_> = ["etcd"].iter().chain(arguments).map(|a| (*a).to_owned()).collect();
     let file = file.map(str::to_owned);
     let around = Surroundings {
         environment: environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
@@ -75,7 +75,7 @@ fn sample(flag: &Flag) -> Option<(&'static str, &'static str)> {
         (_, Slot::Text(_)) => ("other", "other"),
         (_, Slot::Words(_)) => ("b,a", "b,a"),
         (_, Slot::List(_)) => ("one,two", "[one, two]"),
-        (_, Slot::Urls(_) | Slot::OptionalUrls(_)) => (URLS, URLS),
+        (_, Slot::Urls(_) | Slot::OptionalUrls(_) | Slot::Origins(_)) => (URLS, URLS),
         ("ca-file" | "peer-ca-file", _) => ("ca.pem", "ca.pem"),
         (_, Slot::Choice(..) | Slot::Custom(_) | Slot::Nothing) => return None,
     })
@@ -181,6 +181,7 @@ fn go_flag_syntax() {
     ] {
         assert_eq!(usage(&arguments), error);
     }
+    assert!(usage(&["--cors="]).starts_with("invalid value \"\" for flag -cors: "));
     assert!(matches!(load_with(&["--name=a", "-h"], &[], None).wish, Wish::Help));
     assert!(matches!(load_with(&["--version"], &[], None).wish, Wish::Version));
 }
@@ -244,7 +245,7 @@ fn what_does_not_work_is_refused_in_etcds_words() {
             "cipher suites cannot be configured when only TLS1.3 is enabled",
             Verify,
         ),
-        (vec!["--cipher-suites=NOPE"], "unexpected TLS cipher suite \"NOPE\"", Verify),
+        (vec!["--cipher-suites=NOPE"], "unexpected TLS cipher suite \"NOPE\"", Start),
         (
             vec!["--feature-gates=LeaseCheckpoint=false,LeaseCheckpointPersist=true"],
             "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint",
@@ -258,8 +259,12 @@ fn what_does_not_work_is_refused_in_etcds_words() {
         ),
         (
             vec!["--listen-peer-urls=https://127.0.0.1:2380"],
-            "TLS key/cert (--peer-cert-file, --peer-key-file) must be provided for peer url https://127.0.0.1:2380 with \
-             HTTPS scheme",
+            "cannot listen on TLS for 127.0.0.1:2380: KeyFile and CertFile are not presented",
+            Start,
+        ),
+        (
+            vec!["--listen-client-urls=https://127.0.0.1:1", "--advertise-client-urls=https://127.0.0.1:1"],
+            "TLS key/cert (--cert-file, --key-file) must be provided for client url https://127.0.0.1:1 with HTTPS scheme",
             Start,
         ),
         (
@@ -287,11 +292,12 @@ fn the_environment_is_used_and_what_was_used_is_told() {
         [("ETCD_NAME", "x"), ("ETCD_VERSION", "1"), ("ETCD_FOO", "y"), ("ETCD_DATA_DIR", ""), ("HOME", "/")];
     let loaded = load_with(&[], &environment, None);
     assert_eq!(
-        loaded.notices[..3],
+        loaded.notices[..4],
         [
             Notice::SpecialVariable { name: "ETCD_VERSION".into(), value: "1".into() },
             Notice::Environment { name: "ETCD_NAME".into(), value: "x".into() },
             Notice::UnknownVariable("ETCD_FOO=y".into()),
+            Notice::Running(vec!["etcd".into()]),
         ]
     );
     let config = run(loaded);
