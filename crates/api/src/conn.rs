@@ -1,5 +1,6 @@
 //! One connection: which protocol it speaks, and its life.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -130,6 +131,7 @@ where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let limits = worker.member().limits();
+    let cork = Rc::new(RefCell::new(Cork::new(io)));
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -137,7 +139,7 @@ where
         .max_header_list_size(MAX_HEADER_LIST_BYTES)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_pending_accept_reset_streams(MAX_UNSEEN_RESETS)
-        .handshake::<_, Bytes>(io);
+        .handshake::<_, Bytes>(Corked(cork.clone()));
     let Ok(connection) = timeout(GREETING_TIMEOUT, handshake).await else { return Ok(()) };
     let mut connection = connection?;
 
@@ -158,6 +160,10 @@ where
             }
             if !requests.is_empty() {
                 return Poll::Ready(Event::Requests);
+            }
+            // Nothing more to begin: whatever was answered leaves now, in one write.
+            if let Poll::Ready(Err(_)) = cork.borrow_mut().poll_drain(cx) {
+                return Poll::Ready(Event::Ended);
             }
             if let Some(keep_alive) = &mut keep_alive
                 && keep_alive.poll_dead(cx).is_ready()
@@ -251,6 +257,102 @@ impl KeepAlive {
                 return Poll::Ready(());
             }
         }
+    }
+}
+
+/// Bytes that may wait in a [`Cork`] before they are written in any case.
+const CORK_BYTES: usize = 64 << 10;
+/// A buffer at most this large is kept for the next answers; thousands of quiet connections must not hold more.
+const KEPT_BUFFER_BYTES: usize = 4 << 10;
+
+/// The socket under an HTTP/2 connection, with a buffer of what was not written yet.
+///
+/// The HTTP/2 library writes and flushes after every DATA frame of more than 256 bytes, so that a hundred answers that
+/// are ready together would cost a hundred system calls. Here a flush does nothing; the connection's own loop calls
+/// [`Cork::poll_drain`] when there is nothing more to do.
+struct Cork<I> {
+    io: I,
+    unsent: Vec<u8>,
+    /// How much of `unsent` has been written.
+    written: usize,
+}
+
+impl<I: AsyncWrite + Unpin> Cork<I> {
+    fn new(io: I) -> Self {
+        Self { io, unsent: Vec::new(), written: 0 }
+    }
+
+    /// Writes what has been kept back. The caller's task is woken when the socket takes more.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.unsent.len() {
+            let written = ready!(Pin::new(&mut self.io).poll_write(cx, &self.unsent[self.written..]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += written;
+        }
+        self.written = 0;
+        self.unsent.clear();
+        self.unsent.shrink_to(KEPT_BUFFER_BYTES);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Makes room for `more` bytes. Ready with `false`: they are too many to be kept, write them directly.
+    fn poll_room(&mut self, more: usize, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if self.unsent.len() + more > CORK_BYTES {
+            ready!(self.poll_drain(cx))?;
+        }
+        Poll::Ready(Ok(more <= CORK_BYTES))
+    }
+}
+
+/// The side of a [`Cork`] that the HTTP/2 library sees.
+struct Corked<I>(Rc<RefCell<Cork<I>>>);
+
+impl<I: AsyncRead + Unpin> AsyncRead for Corked<I> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.borrow_mut().io).poll_read(cx, buf)
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Corked<I> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut cork = self.0.borrow_mut();
+        if !ready!(cork.poll_room(buf.len(), cx))? {
+            return Pin::new(&mut cork.io).poll_write(cx, buf);
+        }
+        cork.unsent.extend_from_slice(buf);
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let length = bufs.iter().map(|buf| buf.len()).sum();
+        let mut cork = self.0.borrow_mut();
+        if !ready!(cork.poll_room(length, cx))? {
+            return Pin::new(&mut cork.io).poll_write_vectored(cx, bufs);
+        }
+        for buf in bufs {
+            cork.unsent.extend_from_slice(buf);
+        }
+        Poll::Ready(Ok(length))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut cork = self.0.borrow_mut();
+        ready!(cork.poll_drain(cx))?;
+        Pin::new(&mut cork.io).poll_shutdown(cx)
     }
 }
 

@@ -217,10 +217,15 @@ pub trait Member: Send + Sync + 'static {
     /// Answers [`Answer::Done`] when the store has given back what space it can.
     fn defragment(&self, reply: Reply);
 
-    /// Hands the leadership to another voter: [`Answer::Done`].
+    /// Hands the leadership to another voter: [`Answer::Done`]. Called on the leader only. Without a transfer of its own
+    /// a member can do what a cluster of one needs: keep the leadership, or refuse whom it does not know.
     fn move_leader(&self, target: u64, reply: Reply) {
-        let _ = target;
-        reply.send(Err(Error::Unimplemented("MoveLeader".into())));
+        reply.send(match self.state().member(target) {
+            Some(member) if member.is_learner => Err(Error::BadLeaderTransferee),
+            None => Err(Error::BadLeaderTransferee),
+            Some(_) if target == self.identity().member_id => Ok(Answer::Done),
+            Some(_) => Err(Error::Unimplemented("MoveLeader".into())),
+        });
     }
 
     /// Changes the membership: [`Answer::Members`].
