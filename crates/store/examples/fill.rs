@@ -4,6 +4,7 @@
 //! said otherwise, so that a busy machine does not spoil them.
 
 use std::error::Error;
+use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -230,6 +231,30 @@ fn settle(
     })
 }
 
+/// How long calls took.
+#[derive(Default)]
+struct Late {
+    count: usize,
+    late: usize,
+    slowest: Duration,
+}
+
+impl Late {
+    fn note(&mut self, begin: Instant) {
+        let took = begin.elapsed();
+        self.count += 1;
+        self.late += usize::from(took > Duration::from_millis(2));
+        self.slowest = self.slowest.max(took);
+    }
+}
+
+impl Display for Late {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { count, late, slowest } = self;
+        write!(f, "{count}, slowest {:.2} ms, {late} above 2 ms", slowest.as_secs_f64() * 1e3)
+    }
+}
+
 fn beside(
     what: &str,
     store: &Store,
@@ -240,7 +265,7 @@ fn beside(
 ) -> Outcome<()> {
     let done = AtomicBool::new(false);
     let start = Instant::now();
-    let (mut slowest, mut slow, mut puts) = (Duration::ZERO, 0, 0);
+    let (mut puts, mut flushes) = (Late::default(), Late::default());
     let mut random = StdRng::seed_from_u64(2);
     std::thread::scope(|scope| -> Outcome<()> {
         let work = scope.spawn(|| {
@@ -253,13 +278,12 @@ fn beside(
             let begin = Instant::now();
             writer.put(&key(random.random_range(0..1000)), value, 0)?;
             mark(writer);
-            if puts % 64 == 0 {
+            puts.note(begin);
+            if puts.count % 64 == 0 {
+                let begin = Instant::now();
                 writer.flush()?;
+                flushes.note(begin);
             }
-            let took = begin.elapsed();
-            slowest = slowest.max(took);
-            slow += usize::from(took > Duration::from_millis(2));
-            puts += 1;
             std::thread::sleep(Duration::from_micros(200));
         }
         let used = work.join().map_err(|_| "the background thread panicked")?;
@@ -272,7 +296,7 @@ fn beside(
             size.live >> 20,
             size.total as f64 / size.live as f64,
         );
-        println!("    beside it {puts} puts, slowest {:.2} ms, {slow} above 2 ms", slowest.as_secs_f64() * 1e3);
+        println!("    beside it puts: {puts}; flushes: {flushes}");
         Ok(())
     })
 }

@@ -1,8 +1,8 @@
 //! The key index: every key with its versions, sorted by key, in memory.
 //!
 //! Memory per key decides how many keys a member can hold, so this is not a map of boxed keys. Keys lie in *leaves* of
-//! up to [`LEAF_SLOTS`]; a leaf keeps the bytes of its keys end to end in one buffer, in order, and beside them one
-//! fixed-size slot per key. An ordered map finds the leaf by its lower bound, two binary searches find the key. The
+//! up to [`LEAF_SLOTS`]; a leaf keeps the bytes of its keys end to end in one buffer, in order, and beside them where
+//! each key ends and one slot of 48 bytes per key. An ordered map finds the leaf by its lower bound, two binary searches find the key. The
 //! newest version sits in the slot; older ones (and the tombstones between them) in a queue beside it that most keys
 //! never have.
 //!
@@ -110,8 +110,6 @@ pub(crate) struct Slot {
     newest: Version,
     /// Older versions, oldest first.
     older: Option<Box<VecDeque<Version>>>,
-    /// Where the key's bytes end in the leaf's buffer; they begin where the one before ends.
-    key_end: u32,
 }
 
 impl Slot {
@@ -181,16 +179,19 @@ impl Slot {
 #[derive(Debug, Default)]
 struct Leaf {
     keys: Vec<u8>,
+    /// Where each key ends in `keys`; it begins where the one before ends. Apart from the slots, because a search looks
+    /// at many of these and at one slot.
+    ends: Vec<u32>,
     slots: Vec<Slot>,
 }
 
 impl Leaf {
     fn key_start(&self, position: usize) -> usize {
-        position.checked_sub(1).map_or(0, |before| self.slots[before].key_end as usize)
+        position.checked_sub(1).map_or(0, |before| self.ends[before] as usize)
     }
 
     fn key(&self, position: usize) -> &[u8] {
-        &self.keys[self.key_start(position)..self.slots[position].key_end as usize]
+        &self.keys[self.key_start(position)..self.ends[position] as usize]
     }
 
     fn find(&self, key: &[u8]) -> Result<usize, usize> {
@@ -213,6 +214,7 @@ impl Leaf {
     fn insert(&mut self, position: usize, key: &[u8], newest: Version, older: Option<Box<VecDeque<Version>>>) {
         if self.slots.len() == self.slots.capacity() {
             self.slots.reserve_exact(GROWTH_SLOTS);
+            self.ends.reserve_exact(GROWTH_SLOTS);
         }
         if self.keys.len() + key.len() > self.keys.capacity() {
             self.keys.reserve_exact(key.len().max(self.keys.len() / 8 + GROWTH_SLOTS * 4));
@@ -220,19 +222,24 @@ impl Leaf {
         let start = self.key_start(position);
         self.keys.extend_from_slice(key);
         self.keys[start..].rotate_right(key.len());
-        let key_end = u32::try_from(start + key.len()).expect("a leaf's keys are shorter than 4 GiB");
-        for slot in &mut self.slots[position..] {
-            slot.key_end += key.len() as u32;
+        let end = u32::try_from(start + key.len()).expect("a leaf's keys are shorter than 4 GiB");
+        for later in &mut self.ends[position..] {
+            *later += key.len() as u32;
         }
-        self.slots.insert(position, Slot { newest, older, key_end });
+        self.ends.insert(position, end);
+        self.slots.insert(position, Slot { newest, older });
     }
 
     /// Moves the slots from `position` on into a new leaf.
     fn split_off(&mut self, position: usize) -> Leaf {
         let start = self.key_start(position);
-        let mut right = Leaf { keys: self.keys.split_off(start), slots: self.slots.split_off(position) };
-        for slot in &mut right.slots {
-            slot.key_end -= start as u32;
+        let mut right = Leaf {
+            keys: self.keys.split_off(start),
+            ends: self.ends.split_off(position),
+            slots: self.slots.split_off(position),
+        };
+        for end in &mut right.ends {
+            *end -= start as u32;
         }
         self.shrink();
         right
@@ -242,33 +249,30 @@ impl Leaf {
     fn absorb(&mut self, right: Leaf) {
         let start = self.keys.len() as u32;
         self.keys.extend_from_slice(&right.keys);
-        self.slots.extend(right.slots.into_iter().map(|mut slot| {
-            slot.key_end += start;
-            slot
-        }));
+        self.ends.extend(right.ends.iter().map(|end| end + start));
+        self.slots.extend(right.slots);
         self.shrink();
     }
 
     /// Removes the slots at `gone`, which is sorted.
     fn remove(&mut self, gone: &[usize]) {
-        let keys = std::mem::take(&mut self.keys);
-        let slots = std::mem::take(&mut self.slots);
+        let old = std::mem::take(self);
         let mut gone = gone.iter().peekable();
         let mut start = 0;
-        for (position, mut slot) in slots.into_iter().enumerate() {
-            let end = slot.key_end as usize;
+        for (position, (slot, end)) in old.slots.into_iter().zip(old.ends).enumerate() {
             if gone.next_if(|&&g| g == position).is_none() {
-                self.keys.extend_from_slice(&keys[start..end]);
-                slot.key_end = self.keys.len() as u32;
+                self.keys.extend_from_slice(&old.keys[start..end as usize]);
+                self.ends.push(self.keys.len() as u32);
                 self.slots.push(slot);
             }
-            start = end;
+            start = end as usize;
         }
         self.shrink();
     }
 
     fn shrink(&mut self) {
         self.slots.shrink_to(self.slots.len() + 1);
+        self.ends.shrink_to(self.slots.len() + 1);
         self.keys.shrink_to(self.keys.len() + 32);
     }
 }
@@ -293,10 +297,9 @@ impl<'a> Chunk<'a> {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&'a [u8], &'a Slot)> + use<'a> {
         let leaf = self.leaf;
         let mut start = leaf.key_start(self.from);
-        leaf.slots[self.from..].iter().map(move |slot| {
-            let end = slot.key_end as usize;
-            let key = &leaf.keys[start..end];
-            start = end;
+        leaf.slots[self.from..].iter().zip(&leaf.ends[self.from..]).map(move |(slot, &end)| {
+            let key = &leaf.keys[start..end as usize];
+            start = end as usize;
             (key, slot)
         })
     }

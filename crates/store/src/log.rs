@@ -43,6 +43,8 @@ pub(crate) struct Files {
     pub recent: RwLock<RecentVersions>,
     pub progress: Mutex<Progress>,
     pub next_id: AtomicU32,
+    /// An empty file for the segment after the last.
+    pub spare: Mutex<Option<Arc<Segment>>>,
     /// Set by background work that waits for a mark; the writer then writes one early.
     pub want_mark: AtomicBool,
     /// Set by background work that wants to reclaim the segment at the log's end.
@@ -76,6 +78,7 @@ impl Files {
             recent: RwLock::new(recent),
             progress: Mutex::new(progress),
             next_id: AtomicU32::new(next_id),
+            spare: Mutex::new(None),
             want_mark: AtomicBool::new(false),
             want_roll: AtomicBool::new(false),
             dir_changed: AtomicBool::new(false),
@@ -323,9 +326,16 @@ impl Tail {
         let was_noted = self.noted == Some(self.position());
         let previous = self.position();
         let durable = self.files.progress.lock().durable;
-        let id = self.files.new_id();
-        let created = Segment::create(&*self.files.disk, &self.files.dir, id, Origin::Log);
-        self.segment = Arc::new(self.files.break_on(created)?);
+        let spare = self.files.spare.lock().take();
+        self.segment = match spare {
+            Some(spare) => spare,
+            None => {
+                let id = self.files.new_id();
+                let created = Segment::create(&*self.files.disk, &self.files.dir, id, Origin::Log);
+                Arc::new(self.files.break_on(created)?)
+            }
+        };
+        let id = self.segment.id;
         self.files.dir_changed.store(true, Ordering::Release);
         Head { id, origin: Origin::Log, previous, durable }.append(&mut self.pending);
         self.segment.end.store(HEAD_BYTES, Ordering::Release);

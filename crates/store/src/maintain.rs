@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use parking_lot::RwLockWriteGuard;
 
 use crate::checkpoint::{self, Beginning, CheckpointFile, Cursor, checkpoint_name};
 use crate::frame::{self, Kind};
@@ -20,11 +21,14 @@ use crate::segment::{HEAD_BYTES, Head, Origin, Position, Segment};
 use crate::stream::{History, key_of};
 use crate::{Location, Revision, Store, StoreError, Table};
 
-/// Keys looked at, or relocated, under one hold of the index lock.
-const KEYS_PER_HOLD: usize = 512;
+/// Keys looked at under one hold of the index lock.
+const KEYS_PER_HOLD: usize = 128;
+
+/// Keys searched for and changed under one hold of the index lock.
+const MOVES_PER_HOLD: usize = 64;
 
 /// Holds of the index lock in one step.
-const HOLDS_PER_STEP: usize = 4;
+const HOLDS_PER_STEP: usize = 8;
 
 /// Bytes walked through in one step of reclaiming, and live bytes after which the copy is synced, so that no sync
 /// has much to write: the write-ahead log's syncs wait behind it.
@@ -124,7 +128,7 @@ impl Store {
         if let Some(job) = work.job.take() {
             return self.job_step(work, job);
         }
-        if self.sync_sealed()? == Step::Worked {
+        if self.prepare_segment()? == Step::Worked || self.sync_sealed()? == Step::Worked {
             return Ok(Step::Worked);
         }
         work.job = self.next_job(work)?;
@@ -165,20 +169,36 @@ impl Store {
         }
         let Some(sweep) = &mut work.sweep else { return Step::Idle };
         let segments = self.0.files.segments.read().clone();
-        let next = self.0.index.write().sweep(&sweep.cursor, sweep.compacted, KEYS_PER_HOLD, &mut |version| {
-            let location = version.location();
-            if let Some(segment) = segments.get(&location.segment) {
-                segment.live.fetch_sub(location.len.into(), Ordering::Relaxed);
-            }
-        });
-        match next {
-            Some(cursor) => sweep.cursor = cursor,
-            None => {
+        for _ in 0..HOLDS_PER_STEP {
+            let mut index = self.0.index.write();
+            let next = index.sweep(&sweep.cursor, sweep.compacted, KEYS_PER_HOLD, &mut |version| {
+                let location = version.location();
+                if let Some(segment) = segments.get(&location.segment) {
+                    segment.live.fetch_sub(location.len.into(), Ordering::Relaxed);
+                }
+            });
+            // The writer, if it waits, goes next: this thread would be back before it has woken up.
+            RwLockWriteGuard::unlock_fair(index);
+            let Some(cursor) = next else {
                 self.0.swept.store(sweep.compacted, Ordering::Release);
                 work.sweep = None;
-            }
+                break;
+            };
+            sweep.cursor = cursor;
         }
         Step::Worked
+    }
+
+    /// Makes the file that the writer will go on in, so that it need not wait for the file system's journal.
+    fn prepare_segment(&self) -> Result<Step, StoreError> {
+        let files = &self.0.files;
+        let is_needed = files.appended().offset >= files.options.segment_bytes / 2;
+        if !is_needed || files.spare.lock().is_some() {
+            return Ok(Step::Idle);
+        }
+        let spare = Segment::create(&*files.disk, &files.dir, files.new_id(), Origin::Log)?;
+        *files.spare.lock() = Some(Arc::new(spare));
+        Ok(Step::Worked)
     }
 
     /// Syncs a segment that the writer has left behind, so that the next sync has less to do.
@@ -407,12 +427,13 @@ impl Store {
             Ok(if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
         job.merged.write(&copied)?;
-        for group in moves.chunks(KEYS_PER_HOLD) {
+        for group in moves.chunks(MOVES_PER_HOLD) {
             let mut index = self.0.index.write();
             for Move { key, revision, from, to } in group {
                 let moved = index.relocate(key, *revision, *from, *to);
                 assert!(moved, "{revision:?} of a key is no longer at {from:?}: only compaction may drop it");
             }
+            RwLockWriteGuard::unlock_fair(index);
         }
         for Move { revision, from, to, .. } in moves {
             job.merged.span.lock().note(revision.main, to.offset);
