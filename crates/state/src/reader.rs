@@ -56,6 +56,9 @@ impl Reader {
         out: &mut BytesMut,
     ) -> Result<(), Error> {
         let store = &self.0.store;
+        if range::encode_newest_of_one(store, request, header, out)? {
+            return Ok(());
+        }
         let (_pin, at, current) = if request.revision > 0 {
             let current = self.revision();
             let (pin, at) = range::pin(store, request.revision, current)?;

@@ -12,7 +12,7 @@ use prost::encoding::{encode_varint, encoded_len_varint};
 use proto::etcdserverpb as pb;
 use proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use proto::mvccpb::KeyValue;
-use store::{Found, KeyMeta, KeyRange, Location, Pin, RangeEnd, Store};
+use store::{Found, KeyMeta, KeyRange, Location, Pin, RangeEnd, Store, StoreError};
 
 use super::{Failure, decode, read};
 use crate::Error;
@@ -218,6 +218,40 @@ const KVS: u8 = 2 << 3 | 2;
 const MORE: u8 = 3 << 3;
 const COUNT: u8 = 4 << 3;
 
+/// Answers a plain range of one key at the newest revision as wire bytes, without the cost of a pin; the commonest
+/// request there is. `false`: it is not that plain, or a compaction came in between; nothing has been written.
+pub(crate) fn encode_newest_of_one(
+    store: &Store,
+    request: &pb::RangeRequest,
+    header: &pb::ResponseHeader,
+    out: &mut BytesMut,
+) -> Result<bool, Failure> {
+    let plan = Plan::of(request);
+    let plain = !plan.index_only && !plan.filtered && !request.count_only && plan.target != SortTarget::Value;
+    if !plain || !request.range_end.is_empty() || request.revision > 0 {
+        return Ok(false);
+    }
+    let current = store.revision();
+    let payload = match store.get(&request.key, current).map(|found| store.read(found.location)) {
+        None => None,
+        Some(Ok(payload)) => Some(payload),
+        Some(Err(StoreError::Compacted)) => return Ok(false),
+        Some(Err(error)) => return Err(error.into()),
+    };
+    // A compaction above the revision that we looked at may have taken away what was visible there.
+    if store.compact_revision() > current {
+        return Ok(false);
+    }
+    let header = pb::ResponseHeader { revision: current, ..*header };
+    out.reserve(64 + payload.as_ref().map_or(0, Bytes::len));
+    put_header(&header, out);
+    if let Some(payload) = payload {
+        put_kv(&payload, out);
+        out.put_slice(&[COUNT, 1]);
+    }
+    Ok(true)
+}
+
 /// Answers a range at a pinned revision as wire bytes: stored bytes are passed on undecoded. `header.revision` is
 /// replaced by `current`.
 pub(crate) fn encode(
@@ -239,9 +273,7 @@ pub(crate) fn encode(
     }
     let start = out.len();
     let written = (|| {
-        out.put_u8(HEADER);
-        encode_varint(header.encoded_len() as u64, out);
-        header.encode_raw(out);
+        put_header(&header, out);
         let Selection { items, keys, count, more } = select(store, request, &plan, at);
         if plan.index_only {
             for item in &items {
@@ -270,6 +302,12 @@ pub(crate) fn encode(
         out.truncate(start);
     }
     written
+}
+
+fn put_header(header: &pb::ResponseHeader, out: &mut BytesMut) {
+    out.put_u8(HEADER);
+    encode_varint(header.encoded_len() as u64, out);
+    header.encode_raw(out);
 }
 
 fn put_kv(payload: &Bytes, out: &mut BytesMut) {
