@@ -127,10 +127,11 @@ fn failed_to_start(error: &str) -> ExitCode {
 /// Ends as the signal would have ended the process, so that whoever waits for it sees the signal. The first process of a
 /// container cannot end by a signal of its own, and ends with 0.
 fn end_by(signal: i32) -> ExitCode {
-    if signal != 0 && std::process::id() != 1 {
-        if let Err(error) = signal_hook::low_level::emulate_default_handler(signal) {
-            tracing::warn!(error = %error, "cannot end by the signal");
-        }
+    if signal != 0
+        && std::process::id() != 1
+        && let Err(error) = signal_hook::low_level::emulate_default_handler(signal)
+    {
+        tracing::warn!(error = %error, "cannot end by the signal");
     }
     ExitCode::SUCCESS
 }

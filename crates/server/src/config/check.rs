@@ -57,8 +57,8 @@ pub enum ConfigError {
     #[error("--{flag} {urls:?} must be \"host:port\" (unexpected empty host ({url}))")]
     EmptyHost { flag: &'static str, urls: String, url: String },
     #[error(
-        "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery\", \
-         \"discovery-endpoints\" or \"discovery-srv\""
+        "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \
+             \"discovery-endpoints\" or \"discovery-srv\""
     )]
     ConflictingBootstrap,
     #[error("both --discovery-token and --discovery-endpoints must be set")]

@@ -229,7 +229,7 @@ fn what_does_not_work_is_refused_in_etcds_words() {
         ),
         (
             vec!["--discovery-token=t", "--discovery-endpoints=e", "--initial-cluster=a=http://localhost:2380"],
-            "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery\", \
+            "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \
              \"discovery-endpoints\" or \"discovery-srv\"",
             Verify,
         ),
