@@ -6,6 +6,9 @@
 //! newest version sits in the slot; older ones (and the tombstones between them) in a queue beside it that most keys
 //! never have.
 //!
+//! Measured with `examples/fill.rs`, 1 M keys of 41 bytes: 62 bytes a key beside the key itself when keys come in order, 74
+//! in random order (a `BTreeMap` of boxed keys: 177 in all with 38-byte keys).
+//!
 //! # Invariants
 //! - A leaf's keys are at or above its bound and below the next leaf's; the first leaf's bound is empty.
 //! - A key's versions are in ascending revision order, and no revision occurs twice.
@@ -104,12 +107,15 @@ impl Version {
     }
 }
 
+/// Older versions of a key, oldest first. Boxed, because most keys have none and 8 bytes then do for that.
+#[expect(clippy::box_collection, reason = "a slot shall be small")]
+type Older = Option<Box<VecDeque<Version>>>;
+
 /// A key's place in a leaf.
 #[derive(Debug)]
 pub(crate) struct Slot {
     newest: Version,
-    /// Older versions, oldest first.
-    older: Option<Box<VecDeque<Version>>>,
+    older: Older,
 }
 
 impl Slot {
@@ -211,7 +217,7 @@ impl Leaf {
         !self.slots.is_empty() && (self.slots.len() >= LEAF_SLOTS || self.keys.len() + key.len() > LEAF_KEY_BYTES)
     }
 
-    fn insert(&mut self, position: usize, key: &[u8], newest: Version, older: Option<Box<VecDeque<Version>>>) {
+    fn insert(&mut self, position: usize, key: &[u8], newest: Version, older: Older) {
         if self.slots.len() == self.slots.capacity() {
             self.slots.reserve_exact(GROWTH_SLOTS);
             self.ends.reserve_exact(GROWTH_SLOTS);

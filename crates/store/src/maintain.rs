@@ -113,6 +113,9 @@ impl Maintenance {
 impl Store {
     /// Does one bounded step of background work (compaction of the index, checkpoint, space reclaim), at most about a
     /// millisecond under any lock. Returns whether there is more to do now; if not, ask again after the next flush.
+    ///
+    /// Best called from a thread of its own that pauses for about a millisecond after every step: a thread that the
+    /// scheduler takes off its core while it holds the index lock keeps the writer waiting, so it should hold it seldom.
     pub fn maintain(&self) -> Result<bool, StoreError> {
         let mut work = self.0.maintenance.lock();
         self.0.files.check_sound()?;

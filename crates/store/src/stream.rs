@@ -103,6 +103,9 @@ impl Source {
     }
 }
 
+/// Takes a version's revision, whether it is a tombstone, where it is, and its bytes.
+type Visit<'a> = dyn FnMut(Revision, bool, Location, Payload<'_>) -> Result<ControlFlow<()>, StoreError> + 'a;
+
 /// All versions in the files and in memory, dropped ones that are not reclaimed yet included, in revision order. It
 /// sees the state of the moment it was made.
 ///
@@ -153,10 +156,7 @@ impl History {
 
     /// Calls `each` with the versions in order, until it breaks. Returns whether the end has been reached; if not, the
     /// next walk goes on with the next version.
-    pub(crate) fn walk(
-        &mut self,
-        each: &mut dyn FnMut(Revision, bool, Location, Payload<'_>) -> Result<ControlFlow<()>, StoreError>,
-    ) -> Result<bool, StoreError> {
+    pub(crate) fn walk(&mut self, each: &mut Visit<'_>) -> Result<bool, StoreError> {
         loop {
             let least = self.reached.iter().enumerate().min_by_key(|(_, source)| source.next.revision);
             let least = least.map(|(place, source)| (place, source.next));
