@@ -80,7 +80,7 @@ pub const TABLE: &[Exception] = &[
         forgive: |operation, _, newer| {
             if let (Operation::HashKv(request), Answer::HashKv(response)) = (operation, newer) {
                 let current = response.header.as_ref().map_or(0, |header| header.revision);
-                let asked = if request.revision > 0 { request.revision } else { current };
+                let asked = if request.revision == 0 { current } else { request.revision };
                 if response.hash_revision == asked {
                     response.hash_revision = 0;
                 }

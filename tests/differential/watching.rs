@@ -38,6 +38,11 @@ impl History {
         self.events[first..].iter().filter(|event| wants(request, event)).count()
     }
 
+    /// The newest revision that it knows of.
+    pub fn revision(&self) -> i64 {
+        self.events.last().map_or(1, mod_revision)
+    }
+
     /// Whether `revision` deleted any key.
     pub fn deletes_at(&self, revision: i64) -> bool {
         let first = self.events.partition_point(|event| mod_revision(event) < revision);
@@ -304,7 +309,12 @@ impl WatchPair {
         );
         let asked = &self.created;
         both(outcome, || format!("due {due:?} of {asked:?}"))?;
-        if progress {
+        // Since 3.5.8 a watch of the future, or one that compaction has ended, keeps its stream from answering.
+        let at_the_head = |request: &WatchCreateRequest| {
+            request.start_revision <= history.revision()
+                && (request.start_revision <= 0 || request.start_revision >= compacted)
+        };
+        if progress && self.created.values().all(at_the_head) {
             let outcome = tokio::join!(first.ask_for_progress(), second.ask_for_progress());
             both(outcome, || "asking for progress".to_owned())?;
         }

@@ -16,8 +16,9 @@ pub struct Binary {
 impl Binary {
     /// A program somewhere else, named after its file and folder.
     pub fn at(path: impl Into<PathBuf>) -> Binary {
-        let path = path.into();
-        Binary { name: path.display().to_string(), path }
+        let path: PathBuf = path.into();
+        // Servers run in a directory of their own, where a relative path would name something else.
+        Binary { name: path.display().to_string(), path: path.canonicalize().unwrap_or(path) }
     }
 }
 
@@ -31,7 +32,7 @@ impl Binary {
 pub fn ours() -> Binary {
     static OURS: OnceLock<Binary> = OnceLock::new();
     OURS.get_or_init(|| match std::env::var_os("KEELSON_ETCD") {
-        Some(path) => Binary { name: "ours".into(), path: path.into() },
+        Some(path) => Binary { name: "ours".into(), ..Binary::at(path) },
         None => Binary { name: "ours".into(), path: build("etcd") },
     })
     .clone()
