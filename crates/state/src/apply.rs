@@ -190,8 +190,8 @@ impl State {
         Ok(applied)
     }
 
-    /// Applies a committed configuration change to the member table. `conf_state` is the encoded `raftpb.ConfState` that
-    /// is in force if the change is accepted; it goes into the mark of this entry, so that the two cannot disagree
+    /// Applies a committed configuration change to the member table. `conf_state` is the encoded `raftpb.ConfState`
+    /// that is in force if the change is accepted; it goes into the mark of this entry, so that the two cannot disagree
     /// after a crash. A refused change keeps the old one.
     pub fn apply_conf_change(
         &mut self,
@@ -493,9 +493,7 @@ fn restore_leases(store: &Store, lessor: &Lessor) -> Result<(), Fatal> {
     });
     let mut broken = None;
     store.read_many(&locations, &mut |payload| match crate::kv::decode(payload) {
-        // A pair may outlive its lease by no log that etcd writes; a key that names a missing lease simply stays.
-        Ok(pair) if lessor.exists(pair.lease) => lessor.attach(&pair.key, pair.lease),
-        Ok(_) => {}
+        Ok(pair) => lessor.attach(&pair.key, pair.lease),
         Err(failure) => broken = Some(failure),
     })?;
     match broken {

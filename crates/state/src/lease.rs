@@ -342,7 +342,7 @@ impl Lessor {
         Ok(leasepb::Lease { id, ttl: lease.ttl, remaining_ttl })
     }
 
-    /// Moves a key to another lease; 0 = to none.
+    /// Moves a key to another lease; 0, or one that does not exist, = to none.
     pub(crate) fn attach(&self, key: &[u8], id: i64) {
         let inner = &mut *self.inner.lock();
         // The key is copied when it is new: a slice of the request would keep the whole log entry in memory.
@@ -361,8 +361,12 @@ impl Lessor {
             inner.of_key.remove(&key);
             return;
         }
-        let lease = inner.leases.get_mut(&id);
-        let lease = lease.unwrap_or_else(|| panic!("lease {id} is attached to a key but does not exist"));
+        // A put names an existing lease; but one with `ignore_lease` takes the lease of the stored pair, and a data dir
+        // from elsewhere may hold pairs whose lease is gone.
+        let Some(lease) = inner.leases.get_mut(&id) else {
+            inner.of_key.remove(&key);
+            return;
+        };
         lease.keys.insert(key.clone());
         inner.of_key.insert(key, id);
     }

@@ -231,10 +231,10 @@ impl World {
                 (Ok(_), Err(Error::Corrupt)) => {}
                 _ => panic!("{beside:?} {logged:?}"),
             }
-            return beside.map(|response| txn_lines(&response, 0));
+            return beside.map(|response| txn_lines(&response));
         }
         match self.apply(pb::InternalRaftRequest { txn: Some(request), ..Default::default() })? {
-            Response::Txn(response) => Ok(txn_lines(&response, 0)),
+            Response::Txn(response) => Ok(txn_lines(&response)),
             other => panic!("{other:?}"),
         }
     }
@@ -425,7 +425,7 @@ fn range_lines(response: &pb::RangeResponse) -> Vec<String> {
     lines
 }
 
-fn txn_lines(response: &pb::TxnResponse, depth: usize) -> Vec<String> {
+fn txn_lines(response: &pb::TxnResponse) -> Vec<String> {
     let branch = if response.succeeded { "then" } else { "else" };
     let mut lines = vec![format!("{branch}, {}", revision(&response.header))];
     for op in &response.responses {
@@ -433,7 +433,7 @@ fn txn_lines(response: &pb::TxnResponse, depth: usize) -> Vec<String> {
             OpResponse::ResponseRange(response) => range_lines(response),
             OpResponse::ResponsePut(response) => put_lines(response),
             OpResponse::ResponseDeleteRange(response) => delete_lines(response),
-            OpResponse::ResponseTxn(response) => txn_lines(response, depth + 1),
+            OpResponse::ResponseTxn(response) => txn_lines(response),
         };
         lines.extend(inner.into_iter().map(|line| format!("  {line}")));
     }
