@@ -108,7 +108,6 @@ impl Version {
 }
 
 /// Older versions of a key, oldest first. Boxed, because most keys have none and 8 bytes then do for that.
-#[expect(clippy::box_collection, reason = "a slot shall be small")]
 type Older = Option<Box<VecDeque<Version>>>;
 
 /// A key's place in a leaf.
@@ -558,5 +557,136 @@ impl Index {
         } else {
             self.leaves.insert(bound.into(), leaf);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    type Model = BTreeMap<Vec<u8>, Vec<Version>>;
+
+    fn version(main: i64, deleted: bool) -> Version {
+        let revision = Revision { main, sub: 0 };
+        let location = Location { segment: 1, offset: main as u32, len: 30 };
+        if deleted {
+            return Version::tombstone(revision, location);
+        }
+        Version::put(KeyMeta { create_revision: main, modified: revision, version: 1, leased: main % 3 == 0 }, location)
+    }
+
+    fn check(index: &Index, model: &Model) {
+        assert_eq!(index.len(), model.len());
+        let mut seen = 0;
+        let mut cursor = Vec::new();
+        let mut expected = model.iter();
+        while let Some(chunk) = index.chunk(&cursor) {
+            for (key, slot) in chunk.iter() {
+                let (model_key, versions) = expected.next().unwrap();
+                assert_eq!(key, model_key);
+                assert!(slot.versions().eq(versions), "{key:?}");
+                assert!(index.slot(key).unwrap().versions().eq(versions));
+                seen += 1;
+            }
+            let Some(next) = chunk.next else { break };
+            cursor = next.to_vec();
+        }
+        assert_eq!(seen, model.len());
+        for (bound, leaf) in &index.leaves {
+            assert!(leaf.slots.len() <= LEAF_SLOTS && leaf.slots.len() == leaf.ends.len());
+            assert_eq!(leaf.ends.last().map_or(0, |&end| end as usize), leaf.keys.len());
+            assert!(leaf.slots.is_empty() == (bound.is_empty() && leaf.keys.is_empty()) || !leaf.slots.is_empty());
+            assert!((0..leaf.slots.len()).all(|position| leaf.key(position) >= &**bound));
+        }
+    }
+
+    fn compact(model: &mut Model, compacted: i64) -> usize {
+        let before: usize = model.values().map(Vec::len).sum();
+        model.retain(|_, versions| {
+            let below = versions.partition_point(|v| v.main <= compacted);
+            let kept = below.checked_sub(1).filter(|&last| versions[last].outlives(compacted));
+            versions.drain(..kept.unwrap_or(below));
+            !versions.is_empty()
+        });
+        before - model.values().map(Vec::len).sum::<usize>()
+    }
+
+    /// Thousands of keys of all lengths come, change, go and come again, in order and out of order; leaves split and join.
+    #[test]
+    fn an_index_holds_what_a_map_of_lists_holds() {
+        for seed in 0..8 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut index = Index::new();
+            let mut model = Model::new();
+            let mut main = 1;
+            for round in 0..6 {
+                for step in 0..3000 {
+                    main += 1;
+                    let number = if seed % 2 == 0 { round * 1500 + step / 2 } else { random.random_range(0..5000) };
+                    let long = if number % 500 == 7 { 20_000 } else { 0 };
+                    let key = format!("/some/common/prefix/{number:06}{}", "x".repeat(long)).into_bytes();
+                    let new = version(main, random.random_bool(0.2));
+                    assert_eq!(index.insert(&key, new), None);
+                    model.entry(key).or_default().push(new);
+                }
+                check(&index, &model);
+                let compacted = main - random.random_range(0..4000);
+                let mut dropped = 0;
+                let mut cursor = Some(Box::from(&[][..]));
+                while let Some(from) = cursor {
+                    cursor = index.sweep(&from, compacted, random.random_range(1..300), &mut |_| dropped += 1);
+                }
+                assert_eq!(dropped, compact(&mut model, compacted));
+                check(&index, &model);
+            }
+            // A checkpoint hands keys over in order, and a long history in pieces.
+            let mut copy = Index::new();
+            for (key, versions) in &model {
+                for some in versions.chunks(2) {
+                    assert!(copy.push(key, some.iter().copied().collect()));
+                }
+            }
+            check(&copy, &model);
+            assert!(!copy.push(b"/", VecDeque::from([version(1, false)])), "out of order");
+            // Deleting nearly everything leaves few leaves.
+            let keys: Vec<_> = model.keys().cloned().collect();
+            for key in keys.iter().filter(|_| random.random_bool(0.97)) {
+                main += 1;
+                index.insert(key, version(main, true));
+                model.entry(key.clone()).or_default().push(version(main, true));
+            }
+            index.sweep(b"", main + 1, usize::MAX, &mut |_| {});
+            compact(&mut model, main + 1);
+            check(&index, &model);
+            assert!(index.leaves.len() <= 2 + index.len() / 16, "{} leaves for {}", index.leaves.len(), index.len());
+        }
+    }
+
+    /// Versions may come again and out of order when a checkpoint and the log overlap, and copies have new places.
+    #[test]
+    fn taking_versions_in_twice_changes_nothing_but_their_place() {
+        let mut index = Index::new();
+        for main in [5, 3, 9, 7] {
+            assert_eq!(index.insert(b"k", version(main, main == 7)), None);
+        }
+        for main in [3, 5, 7, 9] {
+            assert_eq!(index.insert(b"k", version(main, main == 7)), Some(version(main, false).location()));
+        }
+        let mains: Vec<_> = index.slot(b"k").unwrap().versions().map(|v| v.main).collect();
+        assert_eq!(mains, [3, 5, 7, 9]);
+        assert_eq!(index.at(b"k", 8).unwrap().found(), None);
+        assert_eq!(index.slot(b"k").unwrap().versions_from(5).count(), 3);
+        let (from, to) = (version(5, false).location(), Location { segment: 2, offset: 77, len: 30 });
+        let revision = Revision { main: 5, sub: 0 };
+        assert!(index.is_at(b"k", revision, from));
+        assert!(index.relocate(b"k", revision, from, to));
+        assert!(!index.relocate(b"k", revision, from, to));
+        assert!(index.is_at(b"k", revision, to));
+        assert!(index.survives(b"k", revision, 6) && !index.survives(b"k", revision, 7));
     }
 }

@@ -450,12 +450,6 @@ impl Store {
         self.0.tables.read().rows(table)
     }
 
-    /// Makes what has been flushed durable; the log behind the returned mark may be released. Unlike [`Writer::sync`] it
-    /// may run on any thread, so that the writer need not wait for the disk.
-    pub fn sync_flushed(&self) -> Result<Mark, StoreError> {
-        self.0.files.sync_marked()
-    }
-
     /// Sizes now.
     pub fn size(&self) -> Size {
         let mut size = Size { total: 0, live: self.0.tables.read().live_bytes() };

@@ -10,7 +10,7 @@ use crate::frame::{self, HEADER, Kind};
 use crate::log::Files;
 use crate::recent::Recent;
 use crate::segment::{Frames, Origin, Position, Segment, segment_name};
-use crate::{Change, HashKv, KeyRange, Location, RangeEnd, Revision, Store, StoreError};
+use crate::{Change, HashKv, KeyRange, Location, Pin, RangeEnd, Revision, Store, StoreError};
 
 /// Frames nearer than this are read together, unused bytes between them included.
 const GAP_BYTES: u32 = 4 << 10;
@@ -321,6 +321,18 @@ impl Store {
         }
     }
 
+    /// The newest compaction, pinned: none later than it is carried out while the pin lives.
+    pub fn pin_compacted(&self) -> (i64, Pin) {
+        loop {
+            let compacted = self.compact_revision();
+            let pin = self.pin(compacted);
+            // Otherwise a later one may have been begun before it could see the pin.
+            if compacted == self.compact_revision() {
+                return (compacted, pin);
+            }
+        }
+    }
+
     /// What `at` means for HashKV and export: 0 is the newest revision.
     fn checked_revision(&self, at: i64) -> Result<i64, StoreError> {
         if at <= 0 {
@@ -341,12 +353,11 @@ impl Store {
     /// etcd also answers for the compacted revision itself with a value noted while compacting; that value is not kept
     /// here, and the answer is the hash of what is left.
     pub fn hash_kv(&self, at: i64) -> Result<HashKv, StoreError> {
-        let compacted = self.compact_revision();
+        let (compacted, _pin) = self.pin_compacted();
         if at < 0 {
             // Only 0 means the newest here: etcd hashes what lies at or below a negative revision, which is nothing.
             return Ok(HashKv { hash: crc32c::crc32c(b"key"), compact_revision: compacted, hash_revision: at });
         }
-        let _pin = self.pin(compacted);
         let at = self.checked_revision(at)?;
         let everything = KeyRange { start: Bytes::new(), end: RangeEnd::Unbounded };
         let mut anything_lives = false;
@@ -385,8 +396,7 @@ impl Store {
         at: i64,
         each: &mut dyn FnMut(Revision, bool, Bytes) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
-        let compacted = self.compact_revision();
-        let _pin = self.pin(compacted);
+        let (compacted, _pin) = self.pin_compacted();
         self.export_as_of(compacted, self.checked_revision(at)?, each)
     }
 
