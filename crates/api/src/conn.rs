@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::authority::Mender;
 use crate::grpc;
 use crate::ops::Port;
 use crate::worker::Worker;
@@ -272,6 +273,12 @@ const KEPT_BUFFER_BYTES: usize = 4 << 10;
 /// [`Cork::poll_drain`] when there is nothing more to do.
 struct Cork<I> {
     io: I,
+    mender: Mender,
+    /// Part of a frame that must be seen whole before it is passed on; at most a frame and what was read with it.
+    held: Vec<u8>,
+    /// What may be passed on, from `passed`, but did not fit the reader's buffer.
+    mended: Vec<u8>,
+    passed: usize,
     unsent: Vec<u8>,
     /// How much of `unsent` has been written.
     written: usize,
@@ -279,7 +286,15 @@ struct Cork<I> {
 
 impl<I: AsyncWrite + Unpin> Cork<I> {
     fn new(io: I) -> Self {
-        Self { io, unsent: Vec::new(), written: 0 }
+        Self {
+            io,
+            mender: Mender::new(),
+            held: Vec::new(),
+            mended: Vec::new(),
+            passed: 0,
+            unsent: Vec::new(),
+            written: 0,
+        }
     }
 
     /// Writes what has been kept back. The caller's task is woken when the socket takes more.
@@ -309,9 +324,45 @@ impl<I: AsyncWrite + Unpin> Cork<I> {
 /// The side of a [`Cork`] that the HTTP/2 library sees.
 struct Corked<I>(Rc<RefCell<Cork<I>>>);
 
+impl<I: AsyncRead + Unpin> Cork<I> {
+    /// Reads, and mends the `:authority` of what is read; see [`crate::authority`].
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.passed < self.mended.len() {
+                let length = buf.remaining().min(self.mended.len() - self.passed);
+                buf.put_slice(&self.mended[self.passed..self.passed + length]);
+                self.passed += length;
+                return Poll::Ready(Ok(()));
+            }
+            let before = buf.filled().len();
+            ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+            let read = &mut buf.filled_mut()[before..];
+            if read.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if self.held.is_empty() {
+                // Nearly always: whole frames, looked at where they are.
+                let length = self.mender.pass(read);
+                self.held.extend_from_slice(&read[length..]);
+                buf.set_filled(before + length);
+                if length > 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            } else {
+                self.held.extend_from_slice(read);
+                buf.set_filled(before);
+                let length = self.mender.pass(&mut self.held);
+                let rest = self.held.split_off(length);
+                self.mended = std::mem::replace(&mut self.held, rest);
+                self.passed = 0;
+            }
+        }
+    }
+}
+
 impl<I: AsyncRead + Unpin> AsyncRead for Corked<I> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.borrow_mut().io).poll_read(cx, buf)
+        self.0.borrow_mut().poll_read(cx, buf)
     }
 }
 

@@ -14,6 +14,7 @@
 //! A connection stays on the thread that accepted it. Answers come back from the apply thread through a [`Reply`], or
 //! many at once through an [`Outbox`].
 
+mod authority;
 mod conn;
 pub mod grpc;
 pub mod mailbox;
