@@ -87,6 +87,10 @@ pub(crate) fn run(node: &Arc<Node>, mut upkeep: Upkeep) {
         pause = match node.state().store().maintain() {
             Ok(true) => PAUSE,
             Ok(false) => {
+                if node.state().store().wants_flush() {
+                    // An idle apply thread does not flush by itself; having nothing to apply makes it.
+                    node.apply_queue.push(Vec::new());
+                }
                 if node.waiters.compaction_pending() {
                     if node.state().store().compaction_done() {
                         node.waiters.compacted()

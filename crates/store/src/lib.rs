@@ -465,6 +465,12 @@ impl Store {
         self.0.index.read().len()
     }
 
+    /// Whether background work waits for the writer to flush. A writer with nothing to write should flush then, too.
+    pub fn wants_flush(&self) -> bool {
+        let files = &self.0.files;
+        files.want_mark.load(Ordering::Acquire) || files.want_roll.load(Ordering::Acquire)
+    }
+
     /// Makes everything up to the newest *flushed* mark durable and returns that mark: the log behind it may be
     /// released. Unlike [`Writer::sync`] it may run on any thread, beside the writer, and does not flush.
     pub fn sync(&self) -> Result<Mark, StoreError> {

@@ -203,8 +203,10 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
+    /// The end of a log that `mark` is true of.
     pub(crate) fn new(files: Arc<Files>, segment: Arc<Segment>, mark: Mark) -> Self {
-        Self { files, segment, pending: Vec::new(), arena: BytesMut::new(), mark, noted: None, appended_mark: None }
+        let noted = Some(Position { segment: segment.id, offset: segment.end() });
+        Self { files, segment, pending: Vec::new(), arena: BytesMut::new(), mark, noted, appended_mark: None }
     }
 
     /// Where the next frame will be.

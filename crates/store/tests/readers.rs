@@ -178,6 +178,35 @@ fn an_old_location_leads_to_the_copy() {
     assert!(store.size().total < 16 << 10, "{:?}", store.size());
 }
 
+/// What deletes leave behind is reclaimed although nothing is written any more: the writer need only flush when asked.
+#[test]
+fn an_idle_store_shrinks() {
+    let (store, mut writer) = open(small());
+    (0..300).for_each(|n| drop(put(&mut writer, &format!("k{n}"), "some value")));
+    (3..300).for_each(|n| drop(writer.delete(format!("k{n}").as_bytes()).unwrap()));
+    let revision = writer.commit();
+    writer.compact(revision).unwrap();
+    writer.mark(Mark { index: 1000, ..Mark::default() });
+    writer.flush().unwrap();
+    let mut flushes = 0;
+    for _ in 0..100_000 {
+        if !store.maintain().unwrap() {
+            if !store.wants_flush() {
+                break;
+            }
+            writer.flush().unwrap();
+            flushes += 1;
+        }
+    }
+    assert!(!store.wants_flush() && flushes < 10, "{flushes} flushes");
+    // Tombstones at the compacted revision stay, as in etcd.
+    let next = put(&mut writer, "k0", "other value");
+    writer.compact(next).unwrap();
+    writer.mark(Mark { index: 1001, ..Mark::default() });
+    settle(&store, &mut writer);
+    assert!(store.size().total < 2 << 10, "{:?}", store.size());
+}
+
 /// A transaction shows its own writes to itself and to nobody else until it ends.
 #[test]
 fn nobody_sees_a_running_transaction() {
