@@ -182,7 +182,9 @@ fn an_old_location_leads_to_the_copy() {
 #[test]
 fn an_idle_store_shrinks() {
     let (store, mut writer) = open(small());
-    (0..300).for_each(|n| drop(put(&mut writer, &format!("k{n}"), "some value")));
+    for n in 0..300 {
+        put(&mut writer, &format!("k{n}"), "some value");
+    }
     (3..300).for_each(|n| drop(writer.delete(format!("k{n}").as_bytes()).unwrap()));
     let revision = writer.commit();
     writer.compact(revision).unwrap();
