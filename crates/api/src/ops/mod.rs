@@ -1,6 +1,7 @@
 //! Plain HTTP: health, version, metrics. The same answers over HTTP/1.1 and HTTP/2.
 
 mod checks;
+mod gateway;
 
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -93,6 +94,7 @@ async fn route(worker: &Rc<Worker>, port: Port, method: &Method, uri: &Uri) -> R
         ("/health", _) => only_get(method, checks::health(worker, query)).await,
         ("/metrics", _) => metrics(worker),
         ("/debug/vars", Port::Client) => variables(worker),
+        ("/v3/cluster/member/list", Port::Client) if method == Method::POST => gateway::member_list(worker),
         _ => {
             let (root, check) = match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
                 Some((root, check)) => (root, Some(check)),
