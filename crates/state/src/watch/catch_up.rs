@@ -11,8 +11,13 @@ use store::{Change, KeyRange, Location, Pin, RangeEnd, Store, StoreError};
 use super::event::{self, Event, frame};
 use super::feed::Batch;
 
-/// Changes that are looked up in the store's index at once for one watcher.
+/// Changes that are looked up in the store at once for one watcher.
 const LOOKED_UP: usize = 8_192;
+/// Revisions that are searched for them. The store walks through its log for a range, so a range in which little
+/// happens would otherwise hold its worker up for as long as the log is.
+const SEARCHED: i64 = if cfg!(test) { 7 } else { 4_096 };
+/// How many searched revisions weigh as much as a change.
+const SEARCHED_PER_COST: usize = 8;
 /// Changes whose bytes are read together.
 const PIECE: usize = 64;
 /// About how many revisions, and bytes, a slice holds at most. etcd's batches hold no more than 1000 revisions.
@@ -92,12 +97,17 @@ pub(super) struct History {
     changes: VecDeque<Change>,
     /// The last revision that was looked up.
     through: i64,
+    /// What looking up has cost, not yet counted.
+    cost: usize,
     _pin: Pin,
 }
 
 impl History {
-    /// Looks up changes of `from..=to`; [`StoreError::Compacted`] if the first of them may be gone.
+    /// Looks up changes of `from..=to`, or as far as one turn goes; [`StoreError::Compacted`] if the first of them may be
+    /// gone.
     pub(super) fn look_up(interest: &Interest, from: i64, to: i64, store: &Store) -> Result<Self, StoreError> {
+        // A single key's changes are in the index.
+        let to = if interest.range.end == RangeEnd::Single { to } else { to.min(from + SEARCHED - 1) };
         let pin = store.pin(from);
         if from < store.compact_revision() {
             return Err(StoreError::Compacted);
@@ -107,7 +117,8 @@ impl History {
             Some(last) if more => last.revision.main,
             _ => to,
         };
-        Ok(Self { changes: changes.into(), through, _pin: pin })
+        let cost = 1 + (through - from).clamp(0, SEARCHED) as usize / SEARCHED_PER_COST;
+        Ok(Self { changes: changes.into(), through, cost, _pin: pin })
     }
 
     /// How many changes are held.
@@ -117,7 +128,8 @@ impl History {
 
     /// The next slice: whole revisions only.
     pub(super) fn slice(&mut self, interest: &Interest, store: &Store) -> Result<Slice, StoreError> {
-        let mut slice = Slice { events: Vec::new(), through: self.through, cost: 1 };
+        let cost = std::mem::take(&mut self.cost);
+        let mut slice = Slice { events: Vec::new(), through: self.through, cost };
         let (mut revisions, mut bytes) = (0, 0);
         while bytes < SLICE_BYTES && revisions < SLICE_REVISIONS && !self.changes.is_empty() {
             let piece = self.take_piece(&mut revisions);
