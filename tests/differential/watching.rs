@@ -309,12 +309,13 @@ impl WatchPair {
         );
         let asked = &self.created;
         both(outcome, || format!("due {due:?} of {asked:?}"))?;
-        // Since 3.5.8 a watch of the future, or one that compaction has ended, keeps its stream from answering.
+        // Newer servers leave the request unanswered while a watch of the stream waits for the future or was ended by a
+        // compaction, and where there is no watch at all; older ones answer.
         let at_the_head = |request: &WatchCreateRequest| {
             request.start_revision <= history.revision()
                 && (request.start_revision <= 0 || request.start_revision >= compacted)
         };
-        if progress && self.created.values().all(at_the_head) {
+        if progress && !self.created.is_empty() && self.created.values().all(at_the_head) {
             let outcome = tokio::join!(first.ask_for_progress(), second.ask_for_progress());
             both(outcome, || "asking for progress".to_owned())?;
         }
