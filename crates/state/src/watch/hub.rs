@@ -11,7 +11,7 @@
 //! - A response with header revision R comes after every event up to R for that watcher; a progress notification says
 //!   just this.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::mem;
 use std::sync::Arc;
 
@@ -195,6 +195,8 @@ struct Watcher {
 #[derive(Debug)]
 struct Stream {
     watchers: BTreeMap<i64, u32>,
+    /// IDs of watchers that a compaction has ended: etcd does not give them out again on the same stream.
+    spent: BTreeSet<i64>,
     next_id: i64,
     ready: bool,
     out: Vec<Output>,
@@ -208,12 +210,20 @@ impl Default for Stream {
     fn default() -> Self {
         Self {
             watchers: BTreeMap::new(),
+            spent: BTreeSet::new(),
             next_id: 0,
             ready: true,
             out: Vec::new(),
             progress_due_ms: None,
             asked: false,
         }
+    }
+}
+
+impl Stream {
+    /// Whether a new watcher may not have this ID.
+    fn has_used(&self, watch_id: i64) -> bool {
+        self.watchers.contains_key(&watch_id) || self.spent.contains(&watch_id)
     }
 }
 
@@ -293,12 +303,12 @@ impl Hub {
         }
         let stream = self.streams.entry(stream_id).or_default();
         let watch_id = if create.watch_id == 0 {
-            while stream.watchers.contains_key(&stream.next_id) {
+            while stream.has_used(stream.next_id) {
                 stream.next_id += 1;
             }
             stream.next_id += 1;
             stream.next_id - 1
-        } else if stream.watchers.contains_key(&create.watch_id) {
+        } else if stream.has_used(create.watch_id) {
             return rejected("mvcc: duplicate watch ID provided on the WatchStream".into());
         } else {
             create.watch_id
@@ -307,6 +317,7 @@ impl Hub {
         let start_revision = create.start_revision;
         let compact_revision = self.store.compact_revision();
         if start_revision > 0 && start_revision < compact_revision {
+            stream.spent.insert(watch_id);
             let kind = OutputKind::Canceled { compact_revision, reason: String::new() };
             return vec![created, Output { watch_id, revision: 0, kind }];
         }
@@ -621,6 +632,7 @@ impl Hub {
         };
         if let Some(stream) = self.streams.get_mut(&stream_id) {
             stream.watchers.remove(&watch_id);
+            stream.spent.insert(watch_id);
         }
         self.remove(at);
         self.say(stream_id, Output { watch_id, revision: 0, kind });
