@@ -58,6 +58,7 @@ impl Image {
         let tables = BUCKETS
             .iter()
             .map(|(_, source)| match source {
+                Source::Table(Table::Auth) => auth(store.rows(Table::Auth)),
                 Source::Table(table) => store.rows(*table),
                 Source::Versions => Vec::new(),
                 Source::Meta => meta(reader, applied, term, conf_state),
@@ -199,6 +200,15 @@ fn revision_key(revision: Revision, tombstone: bool) -> ([u8; 18], usize) {
     key[9..17].copy_from_slice(&revision.sub.to_be_bytes());
     key[17] = b't';
     (key, if tombstone { 18 } else { 17 })
+}
+
+/// etcd writes the revision of its users, 1, before there are any.
+fn auth(mut rows: Vec<(Bytes, Bytes)>) -> Vec<(Bytes, Bytes)> {
+    const REVISION: &[u8] = b"authRevision";
+    if let Err(place) = rows.binary_search_by(|(key, _)| key.as_ref().cmp(REVISION)) {
+        rows.insert(place, (Bytes::from_static(REVISION), Bytes::copy_from_slice(&1u64.to_be_bytes())));
+    }
+    rows
 }
 
 fn meta(reader: &Reader, applied: u64, term: u64, conf_state: &raftpb::ConfState) -> Vec<(Bytes, Bytes)> {

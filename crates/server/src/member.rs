@@ -27,6 +27,9 @@ const MAX_APPLY_BACKLOG: u64 = 5000;
 /// Events that clients may have waiting for the raft thread.
 const RAFT_QUEUE: usize = 64 * 1024;
 
+/// File systems give space in blocks of this many bytes.
+const DISK_BLOCK: u64 = 4096;
+
 /// Settings that threads look at.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -302,7 +305,8 @@ impl Member for Node {
             raft_index: self.committed.load(Ordering::Acquire),
             applied_index: self.applied.load(Ordering::Acquire),
             is_learner: self.is_learner(),
-            db_size: i64::try_from(size.total).unwrap_or(i64::MAX),
+            // What the files take from the disk, which gives space in blocks.
+            db_size: i64::try_from(size.total.next_multiple_of(DISK_BLOCK)).unwrap_or(i64::MAX),
             db_size_in_use: i64::try_from(size.live).unwrap_or(i64::MAX),
             quota_bytes: self.settings.quota_bytes,
             downgrade_target: None,
