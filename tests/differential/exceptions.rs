@@ -56,6 +56,8 @@ pub struct Exception {
 /// - a negative start revision: since 3.6 refused at once, before created and then cancelled;
 /// - an unknown sort target: it crashes servers before 3.6;
 /// - an unknown sort order inside a transaction that writes: since 3.6 refused, before it was applied;
+/// - the header of events from the past: etcd names the store's revision even in the middle of a catch-up, keelson the
+///   revision up to which the watch is complete, so that a client may always resume after the header's revision;
 /// - a progress request while a watch of the stream lags: newer servers do not answer it, older ones do.
 pub const TABLE: &[Exception] = &[
     Exception {
