@@ -141,9 +141,10 @@ impl Wal {
         wal.encoder.metadata(identity);
         wal.encoder.snapshot(&SnapshotMark::START);
         wal.offset = wal.encoder.buffer.len() as u64;
-        // The records and the first zeros in one write.
         wal.encoder.buffer.resize(FIRST_ZEROS as usize, 0);
-        file.write_at(&wal.encoder.buffer, 0).map_err(io_error(&path, "write the first records"))?;
+        for (at, piece) in (0u64..).step_by(prepare::ZERO_WRITE).zip(wal.encoder.buffer.chunks(prepare::ZERO_WRITE)) {
+            file.write_at(piece, at).map_err(io_error(&path, "write the first records"))?;
+        }
         file.sync().map_err(io_error(&path, "sync the first records"))?;
         wal.encoder.buffer.clear();
         wal.filled = FIRST_ZEROS;

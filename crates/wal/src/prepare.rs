@@ -11,8 +11,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use disk::{Disk, File, Open};
 
-use crate::segment::BLOCK;
-
 /// Zeros are synced in portions, so that a sync of the log that comes in between finds little to wait for.
 const SYNC_EVERY: u64 = 4 << 20;
 
@@ -73,12 +71,17 @@ impl Prepare {
     }
 }
 
+/// Zeros are written a page at a time. The page cache keeps what one large write brings in as one large folio, and a
+/// later sync of a few bytes in it then goes through, and is accounted as, all of it: with pieces of 1 MiB each sync
+/// of the log counted 310 KiB and cost its thread 120 us of CPU.
+pub(crate) const ZERO_WRITE: usize = 4096;
+
 /// Makes a file of `bytes` zeros, ready to be renamed.
 pub(crate) fn next_file(disk: &dyn Disk, path: PathBuf, bytes: u64) -> io::Result<NextFile> {
     let file = disk.open(&path, Open::Truncate)?;
-    let zeros = vec![0; BLOCK];
-    for at in (0..bytes).step_by(BLOCK) {
-        let len = (bytes - at).min(BLOCK as u64);
+    let zeros = [0; ZERO_WRITE];
+    for at in (0..bytes).step_by(ZERO_WRITE) {
+        let len = (bytes - at).min(ZERO_WRITE as u64);
         file.write_at(&zeros[..len as usize], at)?;
         if (at + len).is_multiple_of(SYNC_EVERY) {
             file.sync()?;
@@ -89,7 +92,7 @@ pub(crate) fn next_file(disk: &dyn Disk, path: PathBuf, bytes: u64) -> io::Resul
 }
 
 fn fill_rest(file: &dyn File, from: u64, to: u64, floor: &Floor) -> io::Result<()> {
-    let zeros = vec![0; BLOCK / 4];
+    let zeros = [0; ZERO_WRITE];
     let mut at = from;
     let mut synced = from;
     while at < to {
