@@ -159,6 +159,27 @@ pub(crate) fn run(node: &Arc<Node>, mut applier: Applier) {
     }
 }
 
+/// Counts what was applied, for the metrics.
+fn count(node: &Node, answers: &[(u64, Result<Answer, Error>)]) {
+    let (mut puts, mut deletes, mut txns) = (0, 0, 0);
+    for (_, outcome) in answers {
+        match outcome {
+            Ok(Answer::Applied(Response::Put(_))) => puts += 1,
+            Ok(Answer::Applied(Response::DeleteRange(_))) => deletes += 1,
+            Ok(Answer::Applied(Response::Txn(_))) => txns += 1,
+            Ok(Answer::Applied(Response::LeaseGrant(granted))) => {
+                node.metrics.lease_granted.inc();
+                node.metrics.lease_ttl.observe(granted.ttl as f64);
+            }
+            Ok(Answer::Applied(Response::LeaseRevoke(_))) => node.metrics.lease_revoked.inc(),
+            _ => {}
+        }
+    }
+    node.metrics.puts.inc_by(puts);
+    node.metrics.deletes.inc_by(deletes);
+    node.metrics.txns.inc_by(txns);
+}
+
 fn turn(
     node: &Node,
     applier: &mut Applier,
@@ -188,6 +209,7 @@ fn turn(
             node.waiters.hold_compaction(id, answer);
             node.upkeep_queue.push(UpkeepJob::Wake);
         }
+        count(node, &effects.answers);
         node.waiters.answer(&mut effects.answers, replies);
         replies.flush();
         if effects.raise_no_space {

@@ -48,6 +48,9 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
+/// Wide ranges, snapshots and hashes that a worker may have running at a time; more wait.
+const BLOCKING_THREADS: usize = 8;
+
 /// One accepted connection on its way to a worker.
 struct Accepted {
     stream: std::net::TcpStream,
@@ -69,7 +72,10 @@ impl Workers {
         let mut threads = Vec::new();
         for number in 0..count {
             let (sender, receiver) = mpsc::channel(HAND_OVER);
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .max_blocking_threads(BLOCKING_THREADS)
+                .build()?;
             let shared = Arc::clone(shared);
             threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                 let local = tokio::task::LocalSet::new();

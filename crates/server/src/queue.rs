@@ -42,7 +42,7 @@ impl<T> Queue<T> {
 
     /// Adds an item that a client asked for; refused when the queue is full.
     pub(crate) fn try_push(&self, item: T) -> Result<(), PushError> {
-        let mut inner = self.inner.lock();
+        let inner = self.inner.lock();
         if inner.closed {
             return Err(PushError::Closed);
         }

@@ -182,7 +182,7 @@ async fn wait_on_thread<T: Send + 'static>(node: &Arc<Node>, wait: fn(&Node) -> 
     let spawned = std::thread::Builder::new().name("wait".into()).spawn(move || {
         wait(&node);
         // Nobody listens any more when a signal came first.
-        drop(done.send(()));
+        let _nobody_waits = done.send(());
     });
     if spawned.is_ok() {
         // An error means that the thread is gone, and with it what it waited for.

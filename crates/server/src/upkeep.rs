@@ -122,7 +122,9 @@ impl Upkeep {
         }
         if now_ms >= self.next_expire_ms {
             self.next_expire_ms = now_ms + EXPIRE_MS;
-            node.waiters.expire(now_ms);
+            let failed = node.waiters.expire(now_ms);
+            node.metrics.proposals_failed.inc_by(failed);
+            node.metrics.proposals_pending.set(i64::try_from(node.waiters.len()).unwrap_or(i64::MAX));
         }
         if leading && now_ms >= self.next_lease_ms {
             self.next_lease_ms = now_ms + LEASE_MS;

@@ -71,8 +71,8 @@ impl Waiters {
         }
     }
 
-    /// Gives up on those whose time is over.
-    pub(crate) fn expire(&self, now_ms: u64) {
+    /// Gives up on those whose time is over; returns how many.
+    pub(crate) fn expire(&self, now_ms: u64) -> u64 {
         let mut late = Vec::new();
         {
             let mut inner = self.inner.lock();
@@ -82,9 +82,11 @@ impl Waiters {
                 late.extend(ids.iter().filter_map(|id| inner.by_id.remove(id)));
             }
         }
+        let count = late.len() as u64;
         for waiter in late {
             waiter.reply.send(Err(Error::Timeout));
         }
+        count
     }
 
     pub(crate) fn len(&self) -> usize {
