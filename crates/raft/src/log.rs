@@ -38,12 +38,14 @@ impl Log {
                 base.0 + 1
             )));
         }
-        let mut raft_state = HardState::default();
-        raft_state.term = hard_state.term;
-        raft_state.vote = hard_state.vote;
-        // A commit record is written without a sync, so it may lag behind what was applied (and therefore was committed),
-        // and a torn tail may have cut entries that it already names.
-        raft_state.commit = hard_state.commit.max(config.applied).min(last);
+        let raft_state = HardState {
+            term: hard_state.term,
+            vote: hard_state.vote,
+            // A commit record is written without a sync, so it may lag behind what was applied (and therefore was
+            // committed), and a torn tail may have cut entries that it already names.
+            commit: hard_state.commit.max(config.applied).min(last),
+            ..HardState::default()
+        };
         Ok(Self {
             hard_state: raft_state,
             conf_state: conf_change::conf_state_to_raft(&conf_state),

@@ -217,6 +217,9 @@ fn bind_all(config: &Config) -> Result<Vec<Bound>, StartError> {
     Ok(bound)
 }
 
+/// What a thread of the member does.
+type ThreadBody = Box<dyn FnOnce(&Arc<Node>) + Send>;
+
 /// Starts the member's threads.
 fn start(
     config: &Config,
@@ -277,7 +280,7 @@ fn start(
     let upkeep = Upkeep::new(retention.map(Compactor::new));
 
     let mut threads = Vec::new();
-    let mut spawn = |name: &str, body: Box<dyn FnOnce(&Arc<Node>) + Send>| {
+    let mut spawn = |name: &str, body: ThreadBody| {
         let node = Arc::clone(&node);
         let thread = std::thread::Builder::new()
             .name(name.into())
