@@ -123,6 +123,10 @@ impl Refusal {
 
 impl From<&Error> for Refusal {
     fn from(error: &Error) -> Self {
+        if let Error::Internal(what) = error {
+            // The client's operator cannot do anything about it; ours can.
+            tracing::error!(error = what.as_str(), "failed to serve a request");
+        }
         Self { code: code(error), message: error.to_string().into() }
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use disk::{Disk, File, Open};
 use prost::Message as _;
 use proto::raftpb;
@@ -11,7 +12,7 @@ use raft_driver::{Driver, Start};
 use state::members;
 use state::{Reader, State};
 use store::{Mark, Options, Store};
-use wal::{Entry, EntryKind, HardState, Identity, Wal};
+use wal::{Entry, EntryKind, HardState, Identity, SnapshotMark, Wal, WalError};
 
 /// What has to be known to start a member.
 #[derive(Clone, Debug)]
@@ -161,10 +162,18 @@ fn lock(disk: &dyn Disk, member_dir: &Path, data_dir: &Path) -> Result<Arc<dyn F
 
 /// A member that has lived before: its log says who it is.
 fn open(disk: &Arc<dyn Disk>, plan: &Plan, mark: &Mark) -> Result<Opened, BootError> {
-    let snapshots = Wal::snapshots(disk.as_ref(), &plan.wal_dir)?;
-    // The newest snapshot that the store has fully applied; the log may be gone before it.
-    let from = snapshots.into_iter().filter(|s| s.index <= mark.index).max_by_key(|s| s.index).unwrap_or_default();
-    let (wal, replay) = Wal::open(Arc::clone(disk), &plan.wal_dir, from.clone())?;
+    // The newest snapshot that the store has fully applied; the log may be gone before it. Its file's name tells which
+    // that is; only if the log does not know it, all of the log is searched.
+    let named = newest_snapshot(disk.as_ref(), &plan.data_dir.join("member").join("snap"), mark.index);
+    let opened = Wal::open(Arc::clone(disk), &plan.wal_dir, named.clone());
+    let (from, (wal, mut replay)) = match opened {
+        Err(WalError::SnapshotNotFound { .. } | WalError::SnapshotMismatch { .. } | WalError::StartsLater { .. }) => {
+            let known = Wal::snapshots(disk.as_ref(), &plan.wal_dir)?;
+            let from = known.into_iter().filter(|s| s.index <= mark.index).max_by_key(|s| s.index).unwrap_or_default();
+            (from.clone(), Wal::open(Arc::clone(disk), &plan.wal_dir, from)?)
+        }
+        opened => (named, opened?),
+    };
     if let Some(repair) = &replay.repaired {
         tracing::warn!(repair = ?repair, "repaired the torn end of the write-ahead log");
     }
@@ -182,17 +191,33 @@ fn open(disk: &Arc<dyn Disk>, plan: &Plan, mark: &Mark) -> Result<Opened, BootEr
     }
     let conf_state = raftpb::ConfState::decode(mark.conf_state.clone())
         .map_err(|e| BootError::Mismatch(format!("the store's membership cannot be read ({e})")))?;
+    // What is applied is only of use to members that lag, and there may be none.
+    let mut base = (from.index, from.term);
+    if conf_state.voters == [replay.identity.node_id] && conf_state.learners.is_empty() && mark.index > base.0 {
+        base = (mark.index, mark.term);
+        replay.entries.retain(|entry| entry.index > mark.index);
+    }
+    for entry in &mut replay.entries {
+        // As read they share the memory of their whole segment.
+        entry.data = Bytes::copy_from_slice(&entry.data);
+    }
     Ok(Opened {
         identity: replay.identity,
         wal,
-        start: Start {
-            hard_state: replay.hard_state,
-            conf_state,
-            base: (from.index, from.term),
-            entries: replay.entries,
-        },
+        start: Start { hard_state: replay.hard_state, conf_state, base, entries: replay.entries },
         snapshot_index: from.index,
     })
+}
+
+/// The newest `.snap` file at or below an index, by its name: term and index in hex.
+fn newest_snapshot(disk: &dyn Disk, dir: &Path, up_to: u64) -> SnapshotMark {
+    let names = disk.list(dir).unwrap_or_default();
+    let marks = names.iter().filter_map(|name| {
+        let (term, index) = name.strip_suffix(".snap")?.split_once('-')?;
+        let (term, index) = (u64::from_str_radix(term, 16).ok()?, u64::from_str_radix(index, 16).ok()?);
+        (index <= up_to).then_some(SnapshotMark { index, term, conf_state: None })
+    });
+    marks.max_by_key(|mark| mark.index).unwrap_or_default()
 }
 
 /// A new member of a new cluster: its log begins with the initial members.
