@@ -269,7 +269,10 @@ impl Member for Node {
         if data.len() > self.settings.limits.max_request_bytes {
             return reply.send(Err(Error::RequestTooLarge));
         }
-        self.waiters.add(id, reply, self.now_ms() + self.settings.limits.request_timeout_ms);
+        let deadline_ms = self.now_ms() + self.settings.limits.request_timeout_ms;
+        if let Err(reply) = self.waiters.add(id, reply, deadline_ms, data.len()) {
+            return reply.send(Err(Error::RequestTooManyRequests));
+        }
         if let Err(refused) = self.raft_queue.try_push(Event::Propose(data.into()))
             && let Some(reply) = self.waiters.remove(id)
         {

@@ -271,7 +271,7 @@ fn start(
         "cluster-version" = %reader.cluster_version().unwrap_or_else(|| "to_be_decided".into()),
         "starting etcd server"
     );
-    let applier = Applier::new(state, reader, mark.index, conf_state, snapshot_index.max(1) - 1, config.snapshot_count);
+    let applier = Applier::new(state, reader, mark.index, conf_state, snapshot_index, config.snapshot_count);
     let retention = match config.auto_compaction {
         AutoCompaction::Off => None,
         AutoCompaction::Periodic(retention) => Some(Retention::Time(retention)),

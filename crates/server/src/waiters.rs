@@ -18,6 +18,8 @@ pub(crate) struct Waiters {
 #[derive(Debug, Default)]
 struct Inner {
     by_id: HashMap<u64, Waiter>,
+    /// Encoded size of the requests in `by_id`.
+    bytes: usize,
     /// Physical compactions that were applied and whose work is not yet done.
     compactions: Vec<(Reply, Answer)>,
 }
@@ -26,16 +28,35 @@ struct Inner {
 struct Waiter {
     reply: Reply,
     deadline_ms: u64,
+    bytes: usize,
+}
+
+/// Requests that wait may not hold more memory than this, however many clients there are and however slow the disk is.
+const MAX_BYTES: usize = 512 << 20;
+
+impl Inner {
+    fn take(&mut self, id: u64) -> Option<Waiter> {
+        let waiter = self.by_id.remove(&id)?;
+        self.bytes -= waiter.bytes;
+        Some(waiter)
+    }
 }
 
 impl Waiters {
-    pub(crate) fn add(&self, id: u64, reply: Reply, deadline_ms: u64) {
-        self.inner.lock().by_id.insert(id, Waiter { reply, deadline_ms });
+    /// Keeps the reply of a request of so many bytes; gives it back when too much waits already.
+    pub(crate) fn add(&self, id: u64, reply: Reply, deadline_ms: u64, bytes: usize) -> Result<(), Reply> {
+        let mut inner = self.inner.lock();
+        if inner.bytes + bytes > MAX_BYTES {
+            return Err(reply);
+        }
+        inner.bytes += bytes;
+        inner.by_id.insert(id, Waiter { reply, deadline_ms, bytes });
+        Ok(())
     }
 
     /// Takes one back, to answer it at once.
     pub(crate) fn remove(&self, id: u64) -> Option<Reply> {
-        self.inner.lock().by_id.remove(&id).map(|w| w.reply)
+        self.inner.lock().take(id).map(|w| w.reply)
     }
 
     /// Answers those of a batch of applied entries that wait here.
@@ -45,7 +66,7 @@ impl Waiters {
         }
         let mut inner = self.inner.lock();
         for (id, outcome) in batch.drain(..) {
-            if let Some(waiter) = inner.by_id.remove(&id) {
+            if let Some(waiter) = inner.take(id) {
                 out.push(waiter.reply, outcome);
             }
         }
@@ -54,7 +75,7 @@ impl Waiters {
     /// Keeps a physical compaction's client waiting until [`Waiters::compacted`].
     pub(crate) fn hold_compaction(&self, id: u64, answer: Answer) {
         let mut inner = self.inner.lock();
-        if let Some(waiter) = inner.by_id.remove(&id) {
+        if let Some(waiter) = inner.take(id) {
             inner.compactions.push((waiter.reply, answer));
         }
     }
@@ -79,7 +100,7 @@ impl Waiters {
             if inner.by_id.values().any(|w| w.deadline_ms <= now_ms) {
                 let ids: Vec<u64> =
                     inner.by_id.iter().filter(|(_, w)| w.deadline_ms <= now_ms).map(|(id, _)| *id).collect();
-                late.extend(ids.iter().filter_map(|id| inner.by_id.remove(id)));
+                late.extend(ids.iter().filter_map(|id| inner.take(*id)));
             }
         }
         let count = late.len() as u64;
@@ -97,9 +118,31 @@ impl Waiters {
     pub(crate) fn stop(&self) {
         let (waiting, held) = {
             let mut inner = self.inner.lock();
+            inner.bytes = 0;
             (std::mem::take(&mut inner.by_id), std::mem::take(&mut inner.compactions))
         };
         // A reply that is dropped says so.
         drop((waiting, held));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::mailbox::Mailbox;
+
+    #[test]
+    fn what_waits_is_bounded_in_bytes_and_answering_makes_room() {
+        let (waiters, mailbox) = (Waiters::default(), Mailbox::new());
+        let half = MAX_BYTES / 2;
+        for id in 1..=2 {
+            waiters.add(id, Reply::new(mailbox.clone(), 0), 10, half).expect("there is room");
+        }
+        let refused = waiters.add(3, Reply::new(mailbox.clone(), 0), 10, half).expect_err("no room");
+        let mut batch = vec![(1, Ok(Answer::Done))];
+        waiters.answer(&mut batch, &mut Outbox::new());
+        waiters.add(3, refused, 20, half).expect("room again");
+        assert_eq!(waiters.expire(15), 1, "the second is late, the third is not");
+        assert_eq!(waiters.len(), 1);
     }
 }

@@ -17,6 +17,12 @@ use crate::{Entry, HardState, Identity, SnapshotMark, WalError, io_error};
 const SEGMENT_BYTES: u64 = 64_000_000;
 /// Zeros that a segment gets at once when there was no time to prepare it; the rest follows as a [`Prepare`].
 const FIRST_ZEROS: u64 = BLOCK as u64;
+
+/// How far the zeros are kept ahead of the log: what it writes in a third of a second when it is busiest.
+const AHEAD: u64 = 8 << 20;
+
+/// How much of them is written and synced at a time.
+const PIECE: u64 = 1 << 20;
 /// A write buffer that has grown beyond this for one large batch is given back.
 const BUFFER_KEPT: usize = 4 << 20;
 
@@ -343,11 +349,16 @@ impl Wal {
         Ok(removed)
     }
 
-    /// Work to be done on another thread, if there is any and none is under way: filling up the current segment, or
-    /// making the next. Ask again after each append.
+    /// Work to be done on another thread, if there is any and none is under way: keeping a stretch of zeros ahead of the
+    /// log, or making the next segment. Ask again after each append.
+    ///
+    /// The stretch is short and written in small pieces: the device is the log's, and whoever waits for a sync must not
+    /// wait for tens of megabytes of zeros as well. A log that hardly grows needs hardly any.
     pub fn prepare_next(&mut self) -> Option<Prepare> {
-        let fill = self.filled < self.segment_bytes;
-        if self.closed || (!fill && self.next.is_some()) {
+        let ahead = (self.offset + AHEAD).min(self.segment_bytes);
+        let fill = self.filled < ahead;
+        let early = self.offset < self.segment_bytes / 2;
+        if self.closed || (!fill && (early || self.next.is_some())) {
             return None;
         }
         let ticket = Ticket::take(&self.preparing)?;
@@ -356,12 +367,14 @@ impl Wal {
             let path = current.name.path(&self.dir);
             // Without a second handle the segment just stays as it is.
             let file = self.disk.open(&path, Open::Write).ok()?;
-            let from = std::mem::replace(&mut self.filled, self.segment_bytes).max(self.offset);
+            let from = self.filled.max(self.offset);
+            let to = (from + PIECE).min(self.segment_bytes);
+            self.filled = to;
             self.floor.raise(self.offset);
-            Work::Rest { file, from, to: self.segment_bytes, floor: self.floor.clone() }
+            Work::Rest { file, from, to, floor: self.floor.clone() }
         } else {
             let path = self.dir.join(PREPARED_NAME);
-            Work::Next { disk: self.disk.clone(), path, bytes: self.segment_bytes }
+            Work::Next { disk: self.disk.clone(), path, bytes: AHEAD.min(self.segment_bytes) }
         };
         Some(Prepare { work, ticket })
     }
@@ -488,7 +501,7 @@ impl Wal {
         self.sync()?;
 
         let (next, filled) = match self.next.take() {
-            Some(next) => (next, self.segment_bytes),
+            Some(next) => (next, AHEAD.min(self.segment_bytes)),
             None => {
                 let path = self.dir.join(UNPREPARED_NAME);
                 let next =

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use disk::{Disk, File, Open};
 
 /// Zeros are synced in portions, so that a sync of the log that comes in between finds little to wait for.
-const SYNC_EVERY: u64 = 4 << 20;
+const SYNC_EVERY: u64 = 1 << 20;
 
 /// Slow work that makes later appends fast; run it on any thread, then hand the result to [`crate::Wal::prepared`].
 /// Dropping it (or failing) does no harm: the log goes on, only slower.

@@ -375,10 +375,8 @@ fn a_prepared_segment_is_taken_and_the_fill_never_touches_the_log() {
     // The log grows far beyond the first zeros before the fill gets to run.
     let mut entries = grow(&mut wal, 20, 100_000);
     wal.prepared(fill.run().unwrap());
+    prepare_all(&mut wal);
     assert_eq!(disk.open(&first_segment(), Open::Read).unwrap().len().unwrap(), 3 << 20);
-
-    let next = wal.prepare_next().unwrap().run().unwrap();
-    wal.prepared(next);
     assert!(wal.prepare_next().is_none(), "all is prepared");
     entries.extend(grow(&mut wal, 15, 100_000));
     assert_eq!(wal.stats().cuts, 1);
@@ -393,6 +391,27 @@ fn a_prepared_segment_is_taken_and_the_fill_never_touches_the_log() {
     let abandoned = wal.prepare_next().unwrap();
     drop(abandoned);
     assert!(wal.prepare_next().is_some(), "an abandoned preparation is offered again");
+    drop(wal);
+    assert_eq!(open(&disk).unwrap().1.entries, entries);
+}
+
+fn prepare_all(wal: &mut Wal) {
+    while let Some(work) = wal.prepare_next() {
+        wal.prepared(work.run().unwrap());
+    }
+}
+
+/// A device that is busy with zeros makes every sync of the log wait, so a log that hardly grows gets few of them.
+#[test]
+fn zeros_are_kept_a_short_way_ahead_of_the_log() {
+    let (disk, mut wal) = log_of(&[]);
+    let length = |disk: &MemDisk| disk.open(&first_segment(), Open::Read).unwrap().len().unwrap();
+    prepare_all(&mut wal);
+    assert!(((8 << 20)..=(9 << 20)).contains(&length(&disk)), "{}", length(&disk));
+    assert!(!disk.exists(&dir().join("0.tmp")).unwrap(), "the next segment is far away");
+    let entries = grow(&mut wal, 50, 100_000);
+    prepare_all(&mut wal);
+    assert!(((12 << 20)..=(14 << 20)).contains(&length(&disk)), "{}", length(&disk));
     drop(wal);
     assert_eq!(open(&disk).unwrap().1.entries, entries);
 }
