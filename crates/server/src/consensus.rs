@@ -46,8 +46,8 @@ pub(crate) struct Outbox {
     pub(crate) replies: Replies,
 }
 
-/// A proposal or read that waits for a leader is kept this long at most (in ticks of the request timeout the client's
-/// own waiter gives up first); the bound is on their number.
+/// Proposals that are kept while there is no leader. How long is not decided here: their clients' waiters give up after
+/// the request timeout.
 const MAX_WITHOUT_LEADER: usize = 4096;
 
 /// Applied entries that a member without peers keeps in memory before it lets them go.
