@@ -1,8 +1,8 @@
 //! Zeros written ahead of need.
 //!
 //! A sync into a file whose blocks were already written with zeros costs about half of one into a file that has yet to
-//! grow or to turn reserved blocks into written ones. A segment's zeros are tens of megabytes in all, so a thread of the caller's writes
-//! them, from a [`Prepare`] that [`crate::Wal::prepare_next`] hands out.
+//! grow or to turn reserved blocks into written ones. A segment's zeros are tens of megabytes in all,
+//! so a thread of the caller's writes them, from a [`Prepare`] that [`crate::Wal::prepare_next`] hands out.
 
 use std::io;
 use std::path::PathBuf;
