@@ -1,4 +1,4 @@
-//! The apply thread: the only writer of the state.
+//! The apply actor: the only writer of the state. A thread runs it, and for little things the log's thread.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -141,21 +141,60 @@ impl Applier {
     }
 }
 
+/// The apply actor and what it works with.
+#[derive(Debug)]
+pub(crate) struct Runner {
+    applier: Applier,
+    jobs: VecDeque<Vec<Entry>>,
+    replies: Outbox,
+    /// Since when something is applied that the file system does not have.
+    dirty_since: Option<Instant>,
+}
+
 /// The thread.
-pub(crate) fn run(node: &Arc<Node>, mut applier: Applier) {
-    let mut jobs = VecDeque::new();
-    let mut replies = Outbox::new();
-    let mut dirty_since: Option<Instant> = None;
-    while node.apply_queue.take_all(&mut jobs, dirty_since.map(|since| since + FLUSH_AFTER)) {
-        if let Err(error) = turn(node, &mut applier, &mut jobs, &mut replies, &mut dirty_since) {
+pub(crate) fn run(node: &Arc<Node>) {
+    let mut flush_at = None;
+    while node.apply_queue.wait(flush_at) {
+        let mut runner = node.runner.lock();
+        let Some(runner) = runner.as_mut() else { break };
+        node.apply_queue.take_now(&mut runner.jobs);
+        if let Err(error) = runner.turn(node).and_then(|()| runner.flush_if_due()) {
             node.fail(&format!("apply: {}", crate::chain(&error)));
             return;
         }
+        flush_at = runner.dirty_since.map(|since| since + FLUSH_AFTER);
     }
-    if !node.failed()
-        && let Err(error) = applier.close()
+    if let Some(runner) = node.runner.lock().take()
+        && !node.failed()
+        && let Err(error) = runner.applier.close()
     {
         tracing::error!(error = %crate::chain(&error), "failed to close the store");
+    }
+}
+
+/// Entries that are applied by whoever has them, if there are no more.
+const FEW: usize = 4;
+/// And if they are no larger: together they take less time than waking a thread.
+const SMALL_BYTES: usize = 16 * 1024;
+/// An `InternalRaftRequest` with a put begins with this byte (field 4, length-delimited). Other requests may take long.
+const PUT_TAG: u8 = 0x22;
+
+fn is_little(jobs: &VecDeque<Vec<Entry>>) -> bool {
+    let mut entries = jobs.iter().flatten();
+    let is_small_put =
+        |e: &Entry| e.kind == EntryKind::Normal && e.data.len() <= SMALL_BYTES && e.data.first() == Some(&PUT_TAG);
+    entries.by_ref().take(FEW).all(is_small_put) && entries.next().is_none()
+}
+
+/// Applies what is queued on the calling thread, if that is little and nobody else is at it. The apply thread flushes
+/// it later.
+pub(crate) fn apply_little(node: &Node) {
+    let Some(mut runner) = node.runner.try_lock() else { return };
+    let Some(runner) = runner.as_mut() else { return };
+    if node.apply_queue.take_if(&mut runner.jobs, is_little)
+        && let Err(error) = runner.turn(node)
+    {
+        node.fail(&format!("apply: {}", crate::chain(&error)));
     }
 }
 
@@ -180,55 +219,58 @@ fn count(node: &Node, answers: &[(u64, Result<Answer, Error>)]) {
     node.metrics.txns.inc_by(txns);
 }
 
-fn turn(
-    node: &Node,
-    applier: &mut Applier,
-    jobs: &mut VecDeque<Vec<Entry>>,
-    replies: &mut Outbox,
-    dirty_since: &mut Option<Instant>,
-) -> Result<(), Fatal> {
-    let now = Instant::now();
-    if !jobs.is_empty() && dirty_since.is_none() {
-        *dirty_since = Some(now);
+impl Runner {
+    pub(crate) fn new(applier: Applier) -> Self {
+        Self { applier, jobs: VecDeque::new(), replies: Outbox::new(), dirty_since: None }
     }
-    for entries in jobs.drain(..) {
-        let mut effects = Effects::default();
-        let before = Instant::now();
-        let mut gate = node.between_entries.lock();
-        applier.apply(entries, &mut effects)?;
-        let took = before.elapsed();
-        node.applied.store(applier.applied(), Ordering::SeqCst);
-        if !effects.conf_changes.is_empty() {
-            gate.clone_from(&applier.conf_state);
+
+    fn turn(&mut self, node: &Node) -> Result<(), Fatal> {
+        if !self.jobs.is_empty() {
+            self.dirty_since.get_or_insert_with(Instant::now);
         }
-        drop(gate);
-        for change in effects.conf_changes {
-            node.raft_queue.push(Event::ConfChange(change));
+        for entries in self.jobs.drain(..) {
+            let mut effects = Effects::default();
+            let before = Instant::now();
+            let mut gate = node.between_entries.lock();
+            self.applier.apply(entries, &mut effects)?;
+            let took = before.elapsed();
+            node.applied.store(self.applier.applied(), Ordering::SeqCst);
+            if !effects.conf_changes.is_empty() {
+                gate.clone_from(&self.applier.conf_state);
+            }
+            drop(gate);
+            for change in effects.conf_changes {
+                node.tell(Event::ConfChange(change));
+            }
+            for (id, answer) in effects.compactions {
+                node.waiters.hold_compaction(id, answer);
+                node.upkeep_queue.push(UpkeepJob::Wake);
+            }
+            count(node, &effects.answers);
+            node.waiters.answer(&mut effects.answers, &mut self.replies);
+            self.replies.flush();
+            if effects.raise_no_space {
+                node.raise_nospace();
+            }
+            if let Some(plan) = effects.snapshot {
+                node.upkeep_queue.push(UpkeepJob::Snapshot(plan));
+            }
+            if took > node.settings.warning_apply_duration {
+                tracing::warn!(took = ?took, "expected-duration" = ?node.settings.warning_apply_duration, "apply request took too long");
+                node.metrics.slow_apply_total.inc();
+            }
         }
-        for (id, answer) in effects.compactions {
-            node.waiters.hold_compaction(id, answer);
-            node.upkeep_queue.push(UpkeepJob::Wake);
+        if node.reads_wait_for_apply.load(Ordering::SeqCst) {
+            node.tell(Event::Applied);
         }
-        count(node, &effects.answers);
-        node.waiters.answer(&mut effects.answers, replies);
-        replies.flush();
-        if effects.raise_no_space {
-            node.raise_nospace();
-        }
-        if let Some(plan) = effects.snapshot {
-            node.upkeep_queue.push(UpkeepJob::Snapshot(plan));
-        }
-        if took > node.settings.warning_apply_duration {
-            tracing::warn!(took = ?took, "expected-duration" = ?node.settings.warning_apply_duration, "apply request took too long");
-            node.metrics.slow_apply_total.inc();
-        }
+        Ok(())
     }
-    if node.reads_wait_for_apply.load(Ordering::SeqCst) {
-        node.raft_queue.push(Event::Applied);
+
+    fn flush_if_due(&mut self) -> Result<(), Fatal> {
+        if self.dirty_since.is_some_and(|since| since.elapsed() >= FLUSH_AFTER) {
+            self.applier.flush()?;
+            self.dirty_since = None;
+        }
+        Ok(())
     }
-    if dirty_since.is_some_and(|since| now.duration_since(since) >= FLUSH_AFTER) {
-        applier.flush()?;
-        *dirty_since = None;
-    }
-    Ok(())
 }

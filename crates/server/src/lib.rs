@@ -8,6 +8,7 @@ mod bootstrap;
 mod compactor;
 pub mod config;
 mod consensus;
+mod drive;
 mod image;
 mod listen;
 mod log_writer;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use wal::{HardState, SnapshotMark, Wal, WalError};
 
-use crate::consensus::{Event, LogBatch};
+use crate::consensus::LogBatch;
 use crate::member::Node;
 
 /// Work for the log's thread.
@@ -89,6 +89,6 @@ fn append(node: &Node, wal: &mut Wal, batch: &LogBatch) -> Result<(), WalError> 
     if took > SLOW_SYNC {
         tracing::warn!(took = ?took, "expected-duration" = ?SLOW_SYNC, "slow fdatasync");
     }
-    node.raft_queue.push(Event::Persisted(batch.number));
+    node.persisted(batch.number);
     Ok(())
 }

@@ -15,7 +15,9 @@ use state::lease::Renewal;
 use state::{Error, Reader};
 use wal::Entry;
 
-use crate::consensus::{Consensus, Event, Outbox};
+use crate::applier::Runner;
+use crate::consensus::Event;
+use crate::drive::Core;
 use crate::image::Image;
 use crate::log_writer::LogJob;
 use crate::queue::{PushError, Queue};
@@ -55,7 +57,15 @@ pub(crate) struct Node {
     pub(crate) apply_queue: Queue<Vec<Entry>>,
     pub(crate) upkeep_queue: Queue<UpkeepJob>,
     pub(crate) spare_queue: Queue<wal::Prepare>,
-    identity: Identity,
+    /// The raft actor; `None` once it has ended.
+    pub(crate) core: Mutex<Option<Core>>,
+    /// The apply actor; `None` once it has ended.
+    pub(crate) runner: Mutex<Option<Runner>>,
+    /// Numbers of the newest batch given to the log's thread, and of the newest it has reported. While they differ,
+    /// proposals gather: the report that comes next takes them along.
+    pub(crate) log_sent: AtomicU64,
+    pub(crate) log_synced: AtomicU64,
+    pub(crate) identity: Identity,
     reader: Reader,
     /// Held by the apply thread while it works on a batch; who holds it sees the state between two entries.
     pub(crate) between_entries: Mutex<raftpb::ConfState>,
@@ -63,11 +73,11 @@ pub(crate) struct Node {
     ids: IdGenerator,
     pub(crate) applied: AtomicU64,
     pub(crate) committed: AtomicU64,
-    term: AtomicU64,
-    leader: AtomicU64,
-    learner: AtomicBool,
+    pub(crate) term: AtomicU64,
+    pub(crate) leader: AtomicU64,
+    pub(crate) learner: AtomicBool,
     /// See [`Member::read_is_local`].
-    local_reads: AtomicBool,
+    pub(crate) local_reads: AtomicBool,
     /// A read waits until more is applied: the apply thread tells the raft thread when it has moved.
     pub(crate) reads_wait_for_apply: AtomicBool,
     pub(crate) last_snapshot: AtomicU64,
@@ -98,6 +108,8 @@ impl Node {
         reader: Reader,
         applied: u64,
         conf_state: raftpb::ConfState,
+        core: Core,
+        runner: Runner,
     ) -> Self {
         Self {
             settings,
@@ -109,6 +121,10 @@ impl Node {
             apply_queue: Queue::new(usize::MAX),
             upkeep_queue: Queue::new(usize::MAX),
             spare_queue: Queue::new(usize::MAX),
+            core: Mutex::new(Some(core)),
+            runner: Mutex::new(Some(runner)),
+            log_sent: AtomicU64::new(0),
+            log_synced: AtomicU64::new(0),
             identity,
             reader,
             between_entries: Mutex::new(conf_state),
@@ -168,6 +184,19 @@ impl Node {
         self.phase.load(Ordering::Acquire) == READY
     }
 
+    /// Waits until `deadline`; `true` at once when the member stops or fails.
+    pub(crate) fn is_stopping_by(&self, deadline: Instant) -> bool {
+        let mut guard = self.phase_lock.lock();
+        loop {
+            if self.phase.load(Ordering::Acquire) > READY {
+                return true;
+            }
+            if self.phase_changed.wait_until(&mut guard, deadline).timed_out() {
+                return self.phase.load(Ordering::Acquire) > READY;
+            }
+        }
+    }
+
     /// Why the member failed, if it did.
     pub(crate) fn failure(&self) -> Option<String> {
         self.phase_lock.lock().clone()
@@ -202,7 +231,7 @@ impl Node {
     /// Proposes something that no client waits for.
     pub(crate) fn propose_internal(&self, mut request: pb::InternalRaftRequest) {
         request.header = Some(pb::RequestHeader { id: self.ids.next(), ..Default::default() });
-        self.raft_queue.push(Event::Propose(request.encode_to_vec().into()));
+        self.tell(Event::Propose(request.encode_to_vec().into()));
     }
 
     /// A request was refused for want of space: the cluster is to know. Asked at most once a second; the alarm
@@ -281,11 +310,15 @@ impl Member for Node {
                 PushError::Closed => Error::Stopped,
             }));
         }
+        if self.log_sent.load(Ordering::SeqCst) == self.log_synced.load(Ordering::SeqCst) {
+            self.drive();
+        }
     }
 
     fn read_index(&self, reply: Reply) {
         // A refused reply is dropped, which answers it.
         drop(self.raft_queue.try_push(Event::Read(reply)));
+        self.drive();
     }
 
     fn read_is_local(&self) -> bool {
@@ -406,77 +439,5 @@ impl IdGenerator {
 
     fn next(&self) -> u64 {
         self.0.fetch_add(1, Ordering::Relaxed) + 1
-    }
-}
-
-/// The raft thread.
-pub(crate) fn run_consensus(node: &Arc<Node>, mut consensus: Consensus) {
-    let mut events = std::collections::VecDeque::new();
-    let mut out = Outbox::default();
-    let mut next_tick = Instant::now() + node.settings.tick;
-    loop {
-        let applied = node.applied.load(Ordering::SeqCst);
-        consensus.finish(applied, &mut out);
-        pass_on(node, &consensus, &mut out);
-        // The apply thread stores how far it is and then looks whether anybody waits; this thread says that it waits
-        // and then looks again, so one of the two sees the other.
-        if consensus.wants_applied() && node.applied.load(Ordering::SeqCst) != applied {
-            continue;
-        }
-        if !node.raft_queue.take_all(&mut events, Some(next_tick)) {
-            break;
-        }
-        for event in events.drain(..) {
-            consensus.handle(event);
-        }
-        let now = Instant::now();
-        if now >= next_tick {
-            consensus.handle(Event::Tick);
-            // After a pause of the whole process there is no sense in ticking for the time that was slept through.
-            next_tick = (next_tick + node.settings.tick).max(now);
-        }
-    }
-    consensus.stop();
-    node.log_queue.push(LogJob::Close(consensus.hard_state()));
-    node.log_queue.close();
-    node.apply_queue.close();
-}
-
-fn pass_on(node: &Node, consensus: &Consensus, out: &mut Outbox) {
-    for batch in out.log.drain(..) {
-        node.log_queue.push(LogJob::Append(batch));
-    }
-    let status = consensus.status();
-    node.committed.store(status.commit_index, Ordering::Release);
-    if !out.committed.is_empty() {
-        node.apply_queue.push(std::mem::take(&mut out.committed));
-    }
-    out.replies.flush();
-    node.reads_wait_for_apply.store(consensus.wants_applied(), Ordering::SeqCst);
-    let leader_before = node.leader.load(Ordering::Acquire);
-    node.term.store(status.term, Ordering::Release);
-    node.learner.store(status.learner, Ordering::Release);
-    node.local_reads.store(consensus.reads_are_local(), Ordering::Release);
-    if status.leader != leader_before {
-        node.leader.store(status.leader, Ordering::Release);
-        log_leader(node.identity.member_id, leader_before, &status);
-        if status.leader != 0 {
-            node.metrics.leader_changes_seen_total.inc();
-        }
-        node.upkeep_queue.push(UpkeepJob::Wake);
-    }
-}
-
-fn log_leader(own: u64, before: u64, status: &raft_driver::Status) {
-    let (leader, term) = (status.leader, status.term);
-    if leader == own {
-        tracing::info!(target: "raft", "{own:x} became leader at term {term}");
-    }
-    match (before, leader) {
-        (0, _) => tracing::info!(target: "raft", "raft.node: {own:x} elected leader {leader:x} at term {term}"),
-        (_, 0) => tracing::info!(target: "raft", "raft.node: {own:x} lost leader {before:x} at term {term}"),
-        _ => {
-            tracing::info!(target: "raft", "raft.node: {own:x} changed leader from {before:x} to {leader:x} at term {term}")
-        }
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// A queue with one consumer.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl<T> Queue<T> {
         }
     }
 
-    fn add(&self, mut inner: parking_lot::MutexGuard<'_, Inner<T>>, item: T) {
+    fn add(&self, mut inner: MutexGuard<'_, Inner<T>>, item: T) {
         inner.items.push_back(item);
         let wake = std::mem::replace(&mut inner.sleeping, false);
         drop(inner);
@@ -71,14 +71,46 @@ impl<T> Queue<T> {
         }
     }
 
+    /// As [`Queue::push`], but leaves it to the caller to call [`Queue::wake`].
+    pub(crate) fn push_quietly(&self, item: T) {
+        let mut inner = self.inner.lock();
+        if !inner.closed {
+            inner.items.push_back(item);
+        }
+    }
+
+    /// Wakes the consumer if there is something to take.
+    pub(crate) fn wake(&self) {
+        let mut inner = self.inner.lock();
+        if !inner.items.is_empty() && std::mem::replace(&mut inner.sleeping, false) {
+            drop(inner);
+            self.filled.notify_one();
+        }
+    }
+
+    /// Waits until there is something to take, or until `deadline`. Returns `false` once the queue is closed and empty.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
+        self.filled_by(deadline).is_some()
+    }
+
     /// Moves everything into `out`, waiting until `deadline` when there is nothing. Returns `false` once the queue is
     /// closed and empty.
     pub(crate) fn take_all(&self, out: &mut VecDeque<T>, deadline: Option<Instant>) -> bool {
         debug_assert!(out.is_empty());
+        match self.filled_by(deadline) {
+            Some(mut inner) => {
+                std::mem::swap(&mut inner.items, out);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn filled_by(&self, deadline: Option<Instant>) -> Option<MutexGuard<'_, Inner<T>>> {
         let mut inner = self.inner.lock();
         while inner.items.is_empty() {
             if inner.closed {
-                return false;
+                return None;
             }
             inner.sleeping = true;
             match deadline {
@@ -91,8 +123,29 @@ impl<T> Queue<T> {
                 None => self.filled.wait(&mut inner),
             }
         }
-        std::mem::swap(&mut inner.items, out);
-        true
+        Some(inner)
+    }
+
+    /// Moves everything into `out` without waiting.
+    pub(crate) fn take_now(&self, out: &mut VecDeque<T>) {
+        debug_assert!(out.is_empty());
+        std::mem::swap(&mut self.inner.lock().items, out);
+    }
+
+    /// Moves everything into `out` if `wanted` says so of it.
+    pub(crate) fn take_if(&self, out: &mut VecDeque<T>, wanted: impl FnOnce(&VecDeque<T>) -> bool) -> bool {
+        debug_assert!(out.is_empty());
+        let mut inner = self.inner.lock();
+        let take = !inner.items.is_empty() && wanted(&inner.items);
+        if take {
+            std::mem::swap(&mut inner.items, out);
+        }
+        take
+    }
+
+    /// Whether there is nothing to take.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.inner.lock().items.is_empty()
     }
 
     /// No more items; the consumer ends when it has taken what is left.

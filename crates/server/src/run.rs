@@ -13,14 +13,15 @@ use api::{Identity, Limits, Metrics};
 use disk::{Disk, RealDisk};
 use proto::membershippb;
 
-use crate::applier::{self, Applier};
+use crate::applier::{self, Applier, Runner};
 use crate::bootstrap::{self, BootError, Booted};
 use crate::compactor::{Compactor, Retention};
 use crate::config::{AutoCompaction, ClusterError, Config, texts};
 use crate::consensus::Consensus;
+use crate::drive::{self, Core};
 use crate::listen::{self, Bound, Purpose, Workers};
 use crate::log_writer::{self, LogJob};
-use crate::member::{self, Node, Settings};
+use crate::member::{Node, Settings};
 use crate::upkeep::{self, Upkeep};
 
 /// Why a running member ended.
@@ -154,7 +155,6 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     // Clients first: they are told that the server stops while their answers can still be sent.
     node.stop();
     close.send_replace(true);
-    node.raft_queue.close();
     let joined = tokio::task::spawn_blocking(move || {
         let failure = |node: &Node| node.failure();
         for thread in threads.drain(..) {
@@ -254,9 +254,21 @@ fn start(
         quota_bytes,
     };
     let identity = Identity { cluster_id: identity.cluster_id, member_id: identity.node_id };
-    let node = Arc::new(Node::new(settings, disk, metrics, identity, reader.clone(), mark.index, conf_state.clone()));
     let retry_ticks = (500 / config.heartbeat_ms).max(1);
     let consensus = Consensus::new(driver, retry_ticks, seed);
+    let applier =
+        Applier::new(state, reader.clone(), mark.index, conf_state.clone(), snapshot_index, config.snapshot_count);
+    let node = Arc::new(Node::new(
+        settings,
+        disk,
+        metrics,
+        identity,
+        reader.clone(),
+        mark.index,
+        conf_state,
+        Core::new(consensus),
+        Runner::new(applier),
+    ));
     let hex = |id: u64| format!("{id:x}");
     tracing::info!(
         "local-member-id" = %hex(identity.member_id),
@@ -271,7 +283,6 @@ fn start(
         "cluster-version" = %reader.cluster_version().unwrap_or_else(|| "to_be_decided".into()),
         "starting etcd server"
     );
-    let applier = Applier::new(state, reader, mark.index, conf_state, snapshot_index, config.snapshot_count);
     let retention = match config.auto_compaction {
         AutoCompaction::Off => None,
         AutoCompaction::Periodic(retention) => Some(Retention::Time(retention)),
@@ -289,12 +300,12 @@ fn start(
         threads.push(thread);
         Ok::<(), StartError>(())
     };
-    spawn("raft", Box::new(move |node| member::run_consensus(node, consensus)))?;
+    spawn("raft", Box::new(drive::run_consensus))?;
     spawn("log", Box::new(move |node| log_writer::run(node, wal)))?;
     spawn(
         "apply",
         Box::new(move |node| {
-            applier::run(node, applier);
+            applier::run(node);
             node.upkeep_queue.close();
             node.spare_queue.close();
             node.waiters.stop();

@@ -231,7 +231,7 @@ fn save_snapshot(node: &Arc<Node>, plan: SnapshotPlan) -> Result<(), Box<dyn std
     tracing::info!("snapshot-index" = plan.index, "saved snapshot to disk");
     let keep = node.settings.snapshot_catchup_entries;
     if plan.index > keep {
-        node.raft_queue.push(Event::Compact(plan.index - keep));
+        node.tell(Event::Compact(plan.index - keep));
         tracing::info!("compact-index" = plan.index - keep, "compacted Raft logs");
     }
     node.last_snapshot.store(plan.index, Ordering::Release);

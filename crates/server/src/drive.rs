@@ -1,0 +1,149 @@
+//! Running the raft actor.
+//!
+//! It has no thread of its own: waking a thread costs more than most of its turns. Whoever brings it an event (a worker
+//! with a proposal, the log's thread with a receipt, the peer thread with a message) runs it if it is free, and the
+//! raft thread only keeps its time.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crate::applier;
+use crate::consensus::{Consensus, Event, Outbox};
+use crate::log_writer::LogJob;
+use crate::member::Node;
+use crate::upkeep::UpkeepJob;
+
+/// The raft actor and what it works with.
+#[derive(Debug)]
+pub(crate) struct Core {
+    consensus: Consensus,
+    events: VecDeque<Event>,
+    out: Outbox,
+}
+
+impl Core {
+    pub(crate) fn new(consensus: Consensus) -> Self {
+        Self { consensus, events: VecDeque::new(), out: Outbox::default() }
+    }
+
+    /// One turn: everything that has queued up, and what follows from it.
+    fn turn(&mut self, node: &Node) {
+        node.raft_queue.take_now(&mut self.events);
+        for event in self.events.drain(..) {
+            if let Event::Persisted(number) = event {
+                node.log_synced.store(number, Ordering::SeqCst);
+            }
+            self.consensus.handle(event);
+        }
+        loop {
+            let applied = node.applied.load(Ordering::SeqCst);
+            self.consensus.finish(applied, &mut self.out);
+            pass_on(node, &self.consensus, &mut self.out);
+            // The apply thread stores how far it is and then looks whether anybody waits; here it is said that somebody
+            // waits and then looked again, so one of the two sees the other.
+            if !self.consensus.wants_applied() || node.applied.load(Ordering::SeqCst) == applied {
+                return;
+            }
+        }
+    }
+}
+
+impl Node {
+    /// Runs the raft actor if nobody else does at this moment.
+    ///
+    /// Who runs it looks once more after letting go of it, so an event that is queued while it runs is never left lying.
+    fn run_core(&self) {
+        loop {
+            {
+                let Some(mut core) = self.core.try_lock() else { return };
+                let Some(core) = core.as_mut() else { return };
+                core.turn(self);
+            }
+            if self.raft_queue.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Has the queued events handled.
+    pub(crate) fn drive(&self) {
+        self.run_core();
+        self.apply_queue.wake();
+    }
+
+    /// An event that must not wait.
+    pub(crate) fn tell(&self, event: Event) {
+        self.raft_queue.push(event);
+        self.drive();
+    }
+
+    /// The log's thread reports a sync. What that commits it applies itself when it is little: the client's answer then
+    /// has one thread less on its way.
+    pub(crate) fn persisted(&self, number: u64) {
+        self.raft_queue.push(Event::Persisted(number));
+        self.run_core();
+        applier::apply_little(self);
+        self.apply_queue.wake();
+    }
+}
+
+/// The raft thread: keeps time for the raft actor, and ends it.
+pub(crate) fn run_consensus(node: &Arc<Node>) {
+    let mut next_tick = Instant::now() + node.settings.tick;
+    while !node.is_stopping_by(next_tick) {
+        node.tell(Event::Tick);
+        // After a pause of the whole process there is no sense in ticking for the time that was slept through.
+        next_tick = (next_tick + node.settings.tick).max(Instant::now());
+    }
+    node.raft_queue.close();
+    if let Some(mut core) = node.core.lock().take() {
+        core.turn(node);
+        core.consensus.stop();
+        node.log_queue.push(LogJob::Close(core.consensus.hard_state()));
+    }
+    node.log_queue.close();
+    node.apply_queue.close();
+}
+
+fn pass_on(node: &Node, consensus: &Consensus, out: &mut Outbox) {
+    for batch in out.log.drain(..) {
+        node.log_sent.store(batch.number, Ordering::SeqCst);
+        node.log_queue.push(LogJob::Append(batch));
+    }
+    let status = consensus.status();
+    node.committed.store(status.commit_index, Ordering::Release);
+    if !out.committed.is_empty() {
+        // Who runs the actor wakes the apply thread when it has let go of it, or does its work.
+        node.apply_queue.push_quietly(std::mem::take(&mut out.committed));
+    }
+    out.replies.flush();
+    node.reads_wait_for_apply.store(consensus.wants_applied(), Ordering::SeqCst);
+    let leader_before = node.leader.load(Ordering::Acquire);
+    node.term.store(status.term, Ordering::Release);
+    node.learner.store(status.learner, Ordering::Release);
+    node.local_reads.store(consensus.reads_are_local(), Ordering::Release);
+    if status.leader != leader_before {
+        node.leader.store(status.leader, Ordering::Release);
+        log_leader(node.identity.member_id, leader_before, &status);
+        if status.leader != 0 {
+            node.metrics.leader_changes_seen_total.inc();
+        }
+        node.upkeep_queue.push(UpkeepJob::Wake);
+    }
+}
+
+fn log_leader(own: u64, before: u64, status: &raft_driver::Status) {
+    let (leader, term) = (status.leader, status.term);
+    if leader == own {
+        tracing::info!(target: "raft", "{own:x} became leader at term {term}");
+    }
+    match (before, leader) {
+        (0, _) => tracing::info!(target: "raft", "raft.node: {own:x} elected leader {leader:x} at term {term}"),
+        (_, 0) => tracing::info!(target: "raft", "raft.node: {own:x} lost leader {before:x} at term {term}"),
+        _ => {
+            tracing::info!(target: "raft", "raft.node: {own:x} changed leader from {before:x} to {leader:x} at term {term}")
+        }
+    }
+}
