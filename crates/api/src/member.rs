@@ -170,6 +170,10 @@ pub trait Member: Send + Sync + 'static {
     /// [`Error::Timeout`] and its kin. A physical compaction is answered when its work is done.
     fn propose(&self, request: InternalRaftRequest, reply: Reply);
 
+    /// Ends a worker's turn: what it has proposed since the last call belongs together. A member may leave proposals
+    /// lying until then.
+    fn submit(&self) {}
+
     /// A linearizable read barrier: answered with [`Answer::Done`] once this member has applied everything that was
     /// committed in the cluster at the moment of the call.
     fn read_index(&self, reply: Reply);

@@ -60,6 +60,8 @@ pub struct Worker {
     /// The time for which the deadline task sleeps now.
     next_deadline: Cell<Option<Instant>>,
     deadline_moved: Notify,
+    /// Something was asked of the member in this turn.
+    asked: Notify,
     arena: RefCell<BytesMut>,
 }
 
@@ -102,6 +104,7 @@ impl Worker {
             deadlines: RefCell::default(),
             next_deadline: Cell::new(None),
             deadline_moved: Notify::new(),
+            asked: Notify::new(),
             arena: RefCell::new(BytesMut::with_capacity(ARENA_BYTES)),
         })
     }
@@ -110,6 +113,7 @@ impl Worker {
     pub fn start(self: &Rc<Self>) {
         tokio::task::spawn_local(self.clone().deliver());
         tokio::task::spawn_local(self.clone().watch_deadlines());
+        tokio::task::spawn_local(self.clone().submit());
         tokio::task::spawn_local(crate::grpc::watch::run(self.clone()));
     }
 
@@ -151,6 +155,7 @@ impl Worker {
         let deadline = responder.deadline;
         let ticket = self.register(Waiting::Call(responder), deadline);
         self.member().propose(request, self.reply(ticket));
+        self.asked.notify_one();
     }
 
     /// Runs the read when a barrier that began after this moment has been passed.
@@ -179,6 +184,7 @@ impl Worker {
         let (sender, receiver) = oneshot::channel();
         let ticket = self.register(Waiting::Task(sender), None);
         question(self.member(), self.reply(ticket));
+        self.asked.notify_one();
         receiver.await.unwrap_or(Err(Error::Stopped))
     }
 
@@ -195,6 +201,15 @@ impl Worker {
         match self.ask(|member, reply| member.propose(request, reply)).await? {
             Answer::Applied(response) => Ok(response),
             other => Err(mismatched(&other)),
+        }
+    }
+
+    /// Has the member begin with what was asked of it. This task is woken by the first question of a turn and so comes
+    /// behind the connections that were ready then: their requests become one batch.
+    async fn submit(self: Rc<Self>) {
+        loop {
+            self.asked.notified().await;
+            self.member().submit();
         }
     }
 

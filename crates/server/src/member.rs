@@ -310,6 +310,9 @@ impl Member for Node {
                 PushError::Closed => Error::Stopped,
             }));
         }
+    }
+
+    fn submit(&self) {
         if self.log_sent.load(Ordering::SeqCst) == self.log_synced.load(Ordering::SeqCst) {
             self.drive();
         }

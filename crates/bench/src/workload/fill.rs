@@ -41,8 +41,9 @@ pub async fn fill(target: &mut Target<'_>, settings: &Settings) -> Result<Measur
     }
     if let (Some((usage, space)), Some((after, space_after))) = (before, disk(target)?) {
         let raw = after.written_bytes.saturating_sub(usage.written_bytes);
-        // A server that writes its log's files full of zeros ahead of time has done so before its first request.
-        let zeroes_ahead = space.wal_segments > 0 && usage.written_bytes >= space.wal_segments * (32 << 20);
+        // A server that writes zeros ahead of its log has done so before its first request; one that only reserves
+        // space has written next to nothing by then.
+        let zeroes_ahead = space.wal_segments > 0 && usage.written_bytes >= 4 << 20;
         let zeros = if zeroes_ahead { space_after.segment_bytes_since(&space) } else { 0 };
         figures.push((&metric::DISK_PER_PUT, raw.saturating_sub(zeros) as f64 / keys as f64));
         figures.push((&metric::DISK_PER_PUT_RAW, raw as f64 / keys as f64));
