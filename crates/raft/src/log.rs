@@ -6,21 +6,30 @@
 
 use std::collections::VecDeque;
 
-use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use proto::raftpb;
+use raft::eraftpb::{Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, StorageError};
 
 use crate::{Config, DriverError, Start, conf_change, to_raft};
 
 pub(crate) struct Log {
     hard_state: HardState,
-    conf_state: ConfState,
+    /// Membership by the newest change that is in force. IDs are sorted.
+    conf_state: raftpb::ConfState,
     base: (u64, u64),
     entries: VecDeque<Entry>,
+    /// Up to where the log is applied: what a snapshot for a peer would hold.
+    applied: u64,
 }
 
 impl Log {
     pub(crate) fn new(config: &Config, start: Start) -> Result<Self, DriverError> {
-        let Start { hard_state, conf_state, base, entries } = start;
+        let Start { hard_state, mut conf_state, base, entries } = start;
+        if let Err(reason) = conf_change::check(&conf_state) {
+            return Err(DriverError::Start(reason.to_owned()));
+        }
+        conf_state.voters.sort_unstable();
+        conf_state.learners.sort_unstable();
         let last = base.0 + entries.len() as u64;
         for (i, entry) in entries.iter().enumerate() {
             if entry.index != base.0 + 1 + i as u64 {
@@ -38,9 +47,14 @@ impl Log {
                 base.0 + 1
             )));
         }
+        // A torn write may have cut off the hard state behind the first entries of a new term. No vote of that term
+        // can be missing: it would have been a hard state of its own, earlier.
+        let last_term = entries.last().map_or(base.1, |entry| entry.term);
+        let (term, vote) =
+            if hard_state.term < last_term { (last_term, 0) } else { (hard_state.term, hard_state.vote) };
         let raft_state = HardState {
-            term: hard_state.term,
-            vote: hard_state.vote,
+            term,
+            vote,
             // A commit record is written without a sync, so it may lag behind what was applied (and therefore was
             // committed), and a torn tail may have cut entries that it already names.
             commit: hard_state.commit.max(config.applied).min(last),
@@ -48,9 +62,10 @@ impl Log {
         };
         Ok(Self {
             hard_state: raft_state,
-            conf_state: conf_change::conf_state_to_raft(&conf_state),
+            conf_state,
             base,
             entries: entries.into_iter().map(to_raft).collect(),
+            applied: config.applied,
         })
     }
 
@@ -75,11 +90,29 @@ impl Log {
         self.entries.extend(entries);
     }
 
-    pub(crate) fn set_hard_state(&mut self, hard_state: HardState) {
-        self.hard_state = hard_state;
+    /// Answers whether term or vote changed.
+    pub(crate) fn set_hard_state(&mut self, hard_state: &HardState) -> bool {
+        let before = (self.hard_state.term, self.hard_state.vote);
+        self.hard_state = hard_state.clone();
+        before != (hard_state.term, hard_state.vote)
     }
 
-    pub(crate) fn set_conf_state(&mut self, conf_state: ConfState) {
+    pub(crate) fn conf_state(&self) -> &raftpb::ConfState {
+        &self.conf_state
+    }
+
+    pub(crate) fn set_conf_state(&mut self, conf_state: raftpb::ConfState) {
+        self.conf_state = conf_state;
+    }
+
+    pub(crate) fn set_applied(&mut self, index: u64) {
+        self.applied = index;
+    }
+
+    /// Everything up to the snapshot's index is replaced by it, and nothing after it is known.
+    pub(crate) fn reset(&mut self, index: u64, term: u64, conf_state: raftpb::ConfState) {
+        self.base = (index, term);
+        self.entries = VecDeque::new();
         self.conf_state = conf_state;
     }
 
@@ -100,7 +133,7 @@ impl Log {
 
 impl raft::Storage for Log {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        Ok(RaftState::new(self.hard_state.clone(), self.conf_state.clone()))
+        Ok(RaftState::new(self.hard_state.clone(), conf_change::conf_state_to_raft(&self.conf_state)))
     }
 
     fn entries(
@@ -151,7 +184,18 @@ impl raft::Storage for Log {
         Ok(self.last())
     }
 
+    /// Where a snapshot for a peer would stand. The server makes it, from a consistent image, and corrects this to what
+    /// the image holds.
     fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        Err(StorageError::SnapshotTemporarilyUnavailable.into())
+        let index = self.applied.max(self.base.0);
+        if index == 0 {
+            return Err(StorageError::SnapshotTemporarilyUnavailable.into());
+        }
+        let mut snapshot = Snapshot::default();
+        let metadata = snapshot.mut_metadata();
+        metadata.index = index;
+        metadata.term = self.term(index)?;
+        metadata.set_conf_state(conf_change::conf_state_to_raft(&self.conf_state));
+        Ok(snapshot)
     }
 }

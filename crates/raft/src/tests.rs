@@ -44,7 +44,7 @@ fn settle(driver: &mut Driver) -> Vec<Entry> {
         driver.persisted(effects.number);
         for entry in &effects.committed {
             if entry.kind == EntryKind::ConfChange {
-                driver.apply_conf_change(&entry.data).expect("bootstrap change");
+                driver.apply_conf_change(entry).expect("bootstrap change");
             }
             driver.applied(entry.index);
         }

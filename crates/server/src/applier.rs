@@ -37,7 +37,7 @@ pub(crate) struct Effects {
     /// Answers by request ID.
     pub(crate) answers: Vec<(u64, Result<Answer, Error>)>,
     /// Conf changes that are now in force.
-    pub(crate) conf_changes: Vec<bytes::Bytes>,
+    pub(crate) conf_changes: Vec<Entry>,
     /// Physical compactions whose client waits until their work is done.
     pub(crate) compactions: Vec<(u64, Answer)>,
     /// The quota is used up and the cluster should know.
@@ -118,7 +118,7 @@ impl Applier {
         let changed = self.state.apply_conf_change(entry.index, entry.term, &change, next.encode_to_vec().into())?;
         if !matches!(changed.change, MemberChange::None) {
             self.conf_state = next;
-            effects.conf_changes.push(entry.data.clone());
+            effects.conf_changes.push(entry.clone());
         }
         Ok(())
     }

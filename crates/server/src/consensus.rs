@@ -22,8 +22,8 @@ pub(crate) enum Event {
     Persisted(u64),
     /// The state machine may have moved on; look at the applied index.
     Applied,
-    /// The state machine has accepted a committed conf change (`raftpb.ConfChange`).
-    ConfChange(Bytes),
+    /// The state machine has accepted a committed conf change.
+    ConfChange(Entry),
     /// Everything up to this index is in a snapshot.
     Compact(u64),
     /// One heartbeat interval has passed.
@@ -123,8 +123,8 @@ impl Consensus {
             Event::Read(reply) => self.reads.push(reply),
             Event::Persisted(number) => self.driver.persisted(number),
             Event::Applied => {}
-            Event::ConfChange(data) => {
-                if let Err(error) = self.driver.apply_conf_change(&data) {
+            Event::ConfChange(entry) => {
+                if let Err(error) = self.driver.apply_conf_change(&entry) {
                     tracing::error!(error = %error, "failed to apply conf change");
                 }
             }
