@@ -16,6 +16,8 @@
 //! - File numbers are never used twice.
 //! - A segment is removed only when the log that made its versions dead or moved is durable.
 //! - After a failed write or sync nothing is written any more.
+//! - The whole content may be replaced by another ([`Writer::replace`]). A call, a [`Pin`] and a [`Store::view`] see the
+//!   old content or the new one, never some of both; what they see stays readable as long as they live.
 //!
 //! The bytes on disk are described in `FORMAT.md`.
 
@@ -46,9 +48,12 @@ mod manifest;
 mod open;
 mod pins;
 mod recent;
+mod replace;
 mod segment;
 mod stream;
 mod tables;
+
+pub use replace::{Ready, Replacement};
 
 /// A point in the history of the store. A transaction that writes advances `main` by one, however many keys it
 /// touches; `sub` counts its changes, from 0.
@@ -275,12 +280,21 @@ impl Default for Options {
 }
 
 /// The reading side; cheap to clone, used by many threads while the one [`Writer`] writes.
+///
+/// Its content can be replaced as a whole ([`Writer::replace`]). Each call sees one content from its beginning to its end;
+/// calls that must see the same one, because what one of them found is looked up by the next, are made on a [`Store::view`]
+/// or on [`Pin::store`].
 #[derive(Clone, Debug)]
-pub struct Store(Arc<Inner>);
+pub struct Store {
+    current: Arc<RwLock<Arc<Inner>>>,
+    /// Set in a view, and the only one looked at there.
+    fixed: Option<Arc<Inner>>,
+}
 
+/// One content: what [`Store::open`] finds, or what a [`Replacement`] brings.
 #[derive(Debug)]
-struct Inner {
-    files: Arc<Files>,
+pub(crate) struct Inner {
+    pub(crate) files: Arc<Files>,
     index: RwLock<Index>,
     tables: RwLock<Tables>,
     /// Newest published revision.
@@ -292,27 +306,83 @@ struct Inner {
     maintenance: Mutex<Maintenance>,
 }
 
+/// The content that a call works on.
+enum Held<'a> {
+    Fixed(&'a Inner),
+    Current(Arc<Inner>),
+}
+
+impl std::ops::Deref for Held<'_> {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        match self {
+            Self::Fixed(inner) => inner,
+            Self::Current(inner) => inner,
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn new(found: open::Content) -> Self {
+        Self {
+            files: found.files,
+            index: RwLock::new(found.index),
+            tables: RwLock::new(found.tables),
+            revision: AtomicI64::new(found.revision),
+            compacted: AtomicI64::new(found.compacted),
+            swept: AtomicI64::new(found.compacted),
+            pins: Pins::default(),
+            maintenance: Mutex::new(found.maintenance),
+        }
+    }
+
+    fn compact_revision(&self) -> i64 {
+        self.compacted.load(Ordering::Acquire)
+    }
+
+    fn compaction_done(&self) -> bool {
+        self.swept.load(Ordering::Acquire) >= self.compact_revision()
+    }
+
+    fn size(&self) -> Size {
+        let mut size = Size { total: 0, live: self.tables.read().live_bytes() };
+        for segment in self.files.segments.read().values() {
+            size.total += u64::from(segment.end());
+            size.live += segment.live();
+        }
+        size
+    }
+}
+
 /// The one writing side.
 #[derive(Debug)]
 pub struct Writer {
+    /// A view of the newest content.
     store: Store,
     tail: Tail,
     /// Changes in the running transaction.
     sub: u32,
-    /// The newest imported revision.
-    imported: Revision,
 }
 
 /// Keeps versions visible at its revision from being dropped or moved out of reach while it lives.
 #[derive(Debug)]
 pub struct Pin {
+    /// A view.
     store: Store,
     ticket: pins::Ticket,
 }
 
+impl Pin {
+    /// The content that is pinned: ask this one, so that nothing changes if the content is replaced meanwhile.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+}
+
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.store.0.pins.release(self.ticket);
+        self.store.inner().pins.release(self.ticket);
     }
 }
 
@@ -343,51 +413,55 @@ impl Store {
     /// there.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<(Self, Writer, Mark), StoreError> {
         let opened = open::open(disk, dir, options)?;
-        let mark = opened.mark.clone();
-        let store = Self(Arc::new(Inner {
-            files: opened.files.clone(),
-            index: RwLock::new(opened.index),
-            tables: RwLock::new(opened.tables),
-            revision: AtomicI64::new(opened.revision),
-            compacted: AtomicI64::new(opened.compacted),
-            swept: AtomicI64::new(opened.compacted),
-            pins: Pins::default(),
-            maintenance: Mutex::new(opened.maintenance),
-        }));
-        let writer = Writer {
-            store: store.clone(),
-            tail: Tail::new(opened.files, opened.tail, opened.mark),
-            sub: 0,
-            imported: Revision { main: 0, sub: 0 },
+        let tail = Tail::new(opened.content.files.clone(), opened.tail, opened.mark.clone());
+        let inner = Arc::new(Inner::new(opened.content));
+        let store = Self { current: Arc::new(RwLock::new(inner)), fixed: None };
+        let writer = Writer { store: store.view(), tail, sub: 0 };
+        Ok((store, writer, opened.mark))
+    }
+
+    fn inner(&self) -> Held<'_> {
+        match &self.fixed {
+            Some(inner) => Held::Fixed(inner),
+            None => Held::Current(self.current.read().clone()),
+        }
+    }
+
+    /// The content as it is now, for good: a replacement does not show in it, writing and compaction do.
+    pub fn view(&self) -> Self {
+        let inner = match &self.fixed {
+            Some(inner) => inner.clone(),
+            None => self.current.read().clone(),
         };
-        Ok((store, writer, mark))
+        Self { current: self.current.clone(), fixed: Some(inner) }
     }
 
     /// The newest published revision; 1 on an empty store.
     pub fn revision(&self) -> i64 {
-        self.0.revision.load(Ordering::Acquire)
+        self.inner().revision.load(Ordering::Acquire)
     }
 
     /// The revision of the last compaction that was asked for; -1 if there never was one.
     pub fn compact_revision(&self) -> i64 {
-        self.0.compacted.load(Ordering::Acquire)
+        self.inner().compact_revision()
     }
 
     /// Whether all asked-for compactions have been carried out.
     pub fn compaction_done(&self) -> bool {
-        self.0.swept.load(Ordering::Acquire) >= self.compact_revision()
+        self.inner().compaction_done()
     }
 
     /// The version of `key` visible at `at`.
     pub fn get(&self, key: &[u8], at: i64) -> Option<Found> {
-        self.0.index.read().at(key, at)?.found()
+        self.inner().index.read().at(key, at)?.found()
     }
 
     /// Visits the keys of `range` that live at `at`, in key order, until `visit` breaks. The index lock is given up
     /// between chunks, and `visit` runs under it, so it must be quick and must not call the store.
     pub fn scan(&self, range: &KeyRange, at: i64, visit: &mut dyn FnMut(&[u8], Found) -> ControlFlow<()>) {
+        let inner = self.inner();
         if range.end == RangeEnd::Single {
-            let index = self.0.index.read();
+            let index = inner.index.read();
             if let Some(found) = index.at(&range.start, at).and_then(Version::found) {
                 // There is no next key to stop before.
                 let _whatever_comes = visit(&range.start, found);
@@ -396,7 +470,7 @@ impl Store {
         }
         let mut cursor = range.start.to_vec();
         loop {
-            let index = self.0.index.read();
+            let index = inner.index.read();
             let Some(chunk) = index.chunk(&cursor) else { return };
             for (key, slot) in chunk.iter() {
                 if range.ends_before(key) {
@@ -427,59 +501,57 @@ impl Store {
     /// The `mvccpb.KeyValue` bytes at `location`, checked against their checksum. [`StoreError::Compacted`] if the
     /// version has been dropped since it was found.
     pub fn read(&self, location: Location) -> Result<Bytes, StoreError> {
-        self.0.files.read(location)
+        self.inner().files.read(location)
     }
 
     /// The same for many, in the given order, with neighbouring frames read together.
     pub fn read_many(&self, locations: &[Location], each: &mut dyn FnMut(Bytes)) -> Result<(), StoreError> {
-        self.0.files.read_many(locations, each)
+        self.inner().files.read_many(locations, each)
     }
 
     /// Holds everything visible at `at` until dropped.
     pub fn pin(&self, at: i64) -> Pin {
-        Pin { store: self.clone(), ticket: self.0.pins.take(at) }
+        let store = self.view();
+        let ticket = store.inner().pins.take(at);
+        Pin { store, ticket }
     }
 
     /// One row of a table.
     pub fn row(&self, table: Table, key: &[u8]) -> Option<Bytes> {
-        self.0.tables.read().row(table, key)
+        self.inner().tables.read().row(table, key)
     }
 
     /// All rows of a table in key order.
     pub fn rows(&self, table: Table) -> Vec<(Bytes, Bytes)> {
-        self.0.tables.read().rows(table)
+        self.inner().tables.read().rows(table)
     }
 
     /// Sizes now.
     pub fn size(&self) -> Size {
-        let mut size = Size { total: 0, live: self.0.tables.read().live_bytes() };
-        for segment in self.0.files.segments.read().values() {
-            size.total += u64::from(segment.end());
-            size.live += segment.live();
-        }
-        size
+        self.inner().size()
     }
 
     /// How many keys the index holds, deleted ones that are not compacted yet included.
     pub fn indexed_keys(&self) -> usize {
-        self.0.index.read().len()
+        self.inner().index.read().len()
     }
 
     /// Whether background work waits for the writer to flush. A writer with nothing to write should flush then, too.
     pub fn wants_flush(&self) -> bool {
-        let files = &self.0.files;
+        let inner = self.inner();
+        let files = &inner.files;
         files.want_mark.load(Ordering::Acquire) || files.want_roll.load(Ordering::Acquire)
     }
 
     /// Makes everything up to the newest *flushed* mark durable and returns that mark: the log behind it may be
     /// released. Unlike [`Writer::sync`] it may run on any thread, beside the writer, and does not flush.
     pub fn sync(&self) -> Result<Mark, StoreError> {
-        self.0.files.sync_marked()
+        self.inner().files.sync_marked()
     }
 }
 
 impl Writer {
-    /// The reading side.
+    /// A view of what is being written to, to be asked for again after a replacement.
     pub fn store(&self) -> &Store {
         &self.store
     }
@@ -521,7 +593,7 @@ impl Writer {
     }
 
     fn add(&mut self, key: &[u8], version: Version, payload: Bytes) {
-        let inner = &*self.store.0;
+        let inner = self.store.inner();
         // In memory first: who finds it in the index must be able to read it.
         inner.files.recent.write().push(Recent {
             revision: version.revision(),
@@ -534,49 +606,13 @@ impl Writer {
         self.sub += 1;
     }
 
-    /// Adds a version as [`Store::export`] gives it, in the same order. It shows when [`Writer::finish_import`] is called.
-    ///
-    /// [`StoreError::Corrupt`] if the bytes are no `mvccpb.KeyValue` or the revision is not above all others.
-    pub fn import(&mut self, revision: Revision, deleted: bool, payload: &[u8]) -> Result<(), StoreError> {
-        let corrupt = |what: &str| StoreError::corrupt("import", 0, &format!("revision {revision:?}: {what}"));
-        let stored = frame::decode_key_value(payload).ok_or_else(|| corrupt("not a KeyValue"))?;
-        let sub = u32::try_from(revision.sub).map_err(|_| corrupt("impossible revision"))?;
-        if revision <= self.imported || revision.main <= self.store.revision() && revision.main != 1 {
-            return Err(corrupt("out of order"));
-        }
-        let kind = if deleted { Kind::Tombstone } else { Kind::Put };
-        let (location, shared) =
-            self.tail.append_version(kind, revision.main, sub, |out| out.extend_from_slice(payload))?;
-        let meta = KeyMeta {
-            create_revision: stored.create_revision,
-            modified: revision,
-            version: stored.version,
-            leased: stored.leased,
-        };
-        let version = if deleted { Version::tombstone(revision, location) } else { Version::put(meta, location) };
-        self.add(stored.key, version, shared);
-        self.imported = revision;
-        self.sub = 0;
-        Ok(())
-    }
-
-    /// Ends an import: `revision` is the current one from now on, and `compacted` (-1 for none) the last compaction.
-    pub fn finish_import(&mut self, revision: i64, compacted: i64) -> Result<(), StoreError> {
-        let revision = revision.max(self.imported.main).max(self.store.revision());
-        self.store.0.revision.store(revision, Ordering::Release);
-        if compacted > self.store.compact_revision() {
-            self.compact(compacted)?;
-        }
-        Ok(())
-    }
-
     /// Ends the running transaction and publishes its revision. Returns the current revision.
     pub fn commit(&mut self) -> i64 {
         let mut revision = self.store.revision();
         if self.sub > 0 {
             revision += 1;
             self.sub = 0;
-            self.store.0.revision.store(revision, Ordering::Release);
+            self.store.inner().revision.store(revision, Ordering::Release);
         }
         revision
     }
@@ -591,7 +627,7 @@ impl Writer {
             return Err(StoreError::FutureRevision);
         }
         self.tail.append(Kind::Compaction, revision, 0, |_| {})?;
-        self.store.0.compacted.store(revision, Ordering::Release);
+        self.store.inner().compacted.store(revision, Ordering::Release);
         Ok(())
     }
 
@@ -603,14 +639,14 @@ impl Writer {
     /// Writes a row.
     pub fn set_row(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         self.tail.append(Kind::SetRow, 0, 0, |out| tables::encode_row(out, table, key, value))?;
-        self.store.0.tables.write().set(table, key, value);
+        self.store.inner().tables.write().set(table, key, value);
         Ok(())
     }
 
     /// Removes a row.
     pub fn remove_row(&mut self, table: Table, key: &[u8]) -> Result<(), StoreError> {
         self.tail.append(Kind::RemoveRow, 0, 0, |out| tables::encode_row(out, table, key, &[]))?;
-        self.store.0.tables.write().remove(table, key);
+        self.store.inner().tables.write().remove(table, key);
         Ok(())
     }
 
@@ -635,12 +671,12 @@ impl Writer {
     /// Flushes and makes everything durable; the log behind the returned mark may be released.
     pub fn sync(&mut self) -> Result<Mark, StoreError> {
         self.flush()?;
-        self.store.0.files.sync_marked()
+        self.store.inner().files.sync_marked()
     }
 
     /// Flushes, syncs and writes an index checkpoint, so that the next open is fast. For a clean stop.
     pub fn close(mut self) -> Result<(), StoreError> {
         self.sync()?;
-        self.store.checkpoint_now()
+        self.store.inner().checkpoint_now()
     }
 }

@@ -19,7 +19,7 @@ use crate::manifest::{Listed, Manifest};
 use crate::pins::Ticket;
 use crate::segment::{HEAD_BYTES, Head, Origin, Position, Segment};
 use crate::stream::{History, key_of};
-use crate::{Location, Revision, Store, StoreError, Table};
+use crate::{Inner, Location, Revision, Store, StoreError, Table};
 
 /// Keys looked at under one hold of the index lock.
 const KEYS_PER_HOLD: usize = 128;
@@ -45,7 +45,11 @@ const KEPT_FORWARDS: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Maintenance {
     /// As it stands on disk.
-    manifest: Manifest,
+    pub manifest: Manifest,
+    /// Nothing may be done while a replacement is being made, nor ever after it has been made.
+    pub suspended: bool,
+    /// Files of the content before this one, to be removed.
+    pub leftovers: Vec<String>,
     /// Bytes of the newest checkpoint.
     checkpoint_bytes: u64,
     sweep: Option<Sweep>,
@@ -106,7 +110,15 @@ enum Step {
 
 impl Maintenance {
     pub(crate) fn new(manifest: Manifest, checkpoint_bytes: u64) -> Self {
-        Self { manifest, checkpoint_bytes, sweep: None, job: None, removed: VecDeque::new() }
+        Self {
+            manifest,
+            suspended: false,
+            leftovers: Vec::new(),
+            checkpoint_bytes,
+            sweep: None,
+            job: None,
+            removed: VecDeque::new(),
+        }
     }
 }
 
@@ -117,14 +129,23 @@ impl Store {
     /// Best called from a thread of its own that pauses for about a millisecond after every step: a thread that the
     /// scheduler takes off its core while it holds the index lock keeps the writer waiting, so it should hold it seldom.
     pub fn maintain(&self) -> Result<bool, StoreError> {
-        let mut work = self.0.maintenance.lock();
-        self.0.files.check_sound()?;
-        let step = self.step(&mut work);
-        Ok(self.0.files.break_on(step)? == Step::Worked)
+        let inner = self.inner();
+        let mut work = inner.maintenance.lock();
+        inner.files.check_sound()?;
+        if work.suspended {
+            return Ok(false);
+        }
+        let step = inner.step(&mut work);
+        Ok(inner.files.break_on(step)? == Step::Worked)
     }
+}
 
+impl Inner {
     fn step(&self, work: &mut Maintenance) -> Result<Step, StoreError> {
         if self.sweep_step(work) == Step::Worked {
+            return Ok(Step::Worked);
+        }
+        if self.remove_leftover(work)? == Step::Worked {
             return Ok(Step::Worked);
         }
         self.forget_forwards(work);
@@ -138,15 +159,24 @@ impl Store {
         Ok(if work.job.is_some() { Step::Worked } else { Step::Idle })
     }
 
+    /// Removes a file of the content before this one.
+    fn remove_leftover(&self, work: &mut Maintenance) -> Result<Step, StoreError> {
+        let Some(name) = work.leftovers.pop() else { return Ok(Step::Idle) };
+        let removed = self.files.disk.remove(&self.files.dir.join(&name));
+        removed.map_err(|e| StoreError::io(&name, "remove", e))?;
+        Ok(Step::Worked)
+    }
+
     /// Saves the index now; nothing may be written meanwhile. For a clean stop.
     pub(crate) fn checkpoint_now(&self) -> Result<(), StoreError> {
-        let mut work = self.0.maintenance.lock();
-        let files = &self.0.files;
+        let mut work = self.maintenance.lock();
+        let files = &self.files;
         while let Some(job) = work.job.take() {
             if files.break_on(self.job_step(&mut work, job))? == Step::Idle {
                 return Ok(());
             }
         }
+        while files.break_on(self.remove_leftover(&mut work))? == Step::Worked {}
         while self.sweep_step(&mut work) == Step::Worked {}
         if files.progress.lock().marked == work.manifest.start {
             return Ok(());
@@ -165,15 +195,15 @@ impl Store {
         let compacted = self.compact_revision();
         if work.sweep.is_none() {
             // Someone still reads what would be dropped. Nobody new can: those revisions are refused already.
-            if self.compaction_done() || self.0.pins.any_below(compacted) {
+            if self.compaction_done() || self.pins.any_below(compacted) {
                 return Step::Idle;
             }
             work.sweep = Some(Sweep { compacted, cursor: Box::default() });
         }
         let Some(sweep) = &mut work.sweep else { return Step::Idle };
-        let segments = self.0.files.segments.read().clone();
+        let segments = self.files.segments.read().clone();
         for _ in 0..HOLDS_PER_STEP {
-            let mut index = self.0.index.write();
+            let mut index = self.index.write();
             let next = index.sweep(&sweep.cursor, sweep.compacted, KEYS_PER_HOLD, &mut |version| {
                 let location = version.location();
                 if let Some(segment) = segments.get(&location.segment) {
@@ -183,7 +213,7 @@ impl Store {
             // The writer, if it waits, goes next: this thread would be back before it has woken up.
             RwLockWriteGuard::unlock_fair(index);
             let Some(cursor) = next else {
-                self.0.swept.store(sweep.compacted, Ordering::Release);
+                self.swept.store(sweep.compacted, Ordering::Release);
                 work.sweep = None;
                 break;
             };
@@ -194,7 +224,7 @@ impl Store {
 
     /// Makes the file that the writer will go on in, so that it need not wait for the file system's journal.
     fn prepare_segment(&self) -> Result<Step, StoreError> {
-        let files = &self.0.files;
+        let files = &self.files;
         let is_needed = files.appended().offset >= files.options.segment_bytes / 2;
         if !is_needed || files.spare.lock().is_some() {
             return Ok(Step::Idle);
@@ -206,8 +236,8 @@ impl Store {
 
     /// Syncs a segment that the writer has left behind, so that the next sync has less to do.
     fn sync_sealed(&self) -> Result<Step, StoreError> {
-        let tail = self.0.files.tail_id();
-        let sealed = self.0.files.segments.read().values().find(|s| s.id < tail && !s.is_synced()).cloned();
+        let tail = self.files.tail_id();
+        let sealed = self.files.segments.read().values().find(|s| s.id < tail && !s.is_synced()).cloned();
         let Some(segment) = sealed else { return Ok(Step::Idle) };
         segment.sync()?;
         Ok(Step::Worked)
@@ -222,7 +252,7 @@ impl Store {
 
     /// Decides what is worth doing.
     fn next_job(&self, work: &Maintenance) -> Result<Option<Job>, StoreError> {
-        let files = &self.0.files;
+        let files = &self.files;
         let floor = u64::from(files.options.segment_bytes / 64).max(NOT_WORTH_RECLAIMING);
         let size = self.size();
         let tail = files.tail_id();
@@ -273,9 +303,9 @@ impl Store {
     }
 
     fn begin_checkpoint(&self) -> Result<Job, StoreError> {
-        let files = &self.0.files;
+        let files = &self.files;
         // Before the place in the log is read: what is noted must not be newer than what the file will hold.
-        let (compacted, swept) = (self.compact_revision(), self.0.swept.load(Ordering::Acquire));
+        let (compacted, swept) = (self.compact_revision(), self.swept.load(Ordering::Acquire));
         let (start, beginning) = {
             let progress = files.progress.lock();
             let mark = progress.mark.clone();
@@ -286,10 +316,10 @@ impl Store {
     }
 
     fn checkpoint_step(&self, work: &mut Maintenance, mut job: CheckpointJob) -> Result<Step, StoreError> {
-        let files = &self.0.files;
+        let files = &self.files;
         job.next = match job.next {
             Part::Rows(after) => {
-                let rows = self.0.tables.read().behind(after.as_ref(), KEYS_PER_HOLD);
+                let rows = self.tables.read().behind(after.as_ref(), KEYS_PER_HOLD);
                 match rows.last() {
                     None => Part::Keys(Cursor::default()),
                     Some((table, key, _)) => {
@@ -304,7 +334,7 @@ impl Store {
                 let mut next = Some(cursor);
                 for _ in 0..HOLDS_PER_STEP {
                     let Some(cursor) = next.take() else { break };
-                    next = job.file.add_keys(&self.0.index.read(), &cursor, KEYS_PER_HOLD);
+                    next = job.file.add_keys(&self.index.read(), &cursor, KEYS_PER_HOLD);
                 }
                 job.file.write()?;
                 match next {
@@ -332,7 +362,7 @@ impl Store {
 
     /// Syncs the log if that makes it durable up to `position`; otherwise asks the writer for a mark.
     fn is_durable(&self, position: Position) -> Result<bool, StoreError> {
-        let files = &self.0.files;
+        let files = &self.files;
         let (marked, durable) = {
             let progress = files.progress.lock();
             (progress.marked, progress.durable)
@@ -349,7 +379,7 @@ impl Store {
     }
 
     fn publish_checkpoint(&self, work: &mut Maintenance, job: &CheckpointJob) -> Result<(), StoreError> {
-        let files = &self.0.files;
+        let files = &self.files;
         let segments = files.segments.read().clone();
         let listed = segments
             .values()
@@ -374,7 +404,7 @@ impl Store {
     }
 
     fn begin_reclaim(&self, sources: Vec<Arc<Segment>>) -> Result<Job, StoreError> {
-        let files = &self.0.files;
+        let files = &self.files;
         let id = files.new_id();
         let merged = Arc::new(Segment::create(&*files.disk, &files.dir, id, Origin::Merged)?);
         let mut head = Vec::new();
@@ -392,7 +422,7 @@ impl Store {
             None => {
                 if self.copy_some(&mut job)? {
                     job.merged.sync()?;
-                    job.durable = Some(self.0.files.appended());
+                    job.durable = Some(self.files.appended());
                 }
             }
             Some(position) => {
@@ -417,7 +447,7 @@ impl Store {
         let ended = job.history.walk(&mut |revision, deleted, from, payload| {
             walked += u64::from(from.len);
             let key = key_of(&payload, from)?;
-            if self.0.index.read().is_at(key, revision, from) {
+            if self.index.read().is_at(key, revision, from) {
                 let offset = begin + copied.len() as u32;
                 let kind = if deleted { Kind::Tombstone } else { Kind::Put };
                 let len = frame::append(&mut copied, kind, revision.main, revision.sub as u32, |out| {
@@ -431,7 +461,7 @@ impl Store {
         })?;
         job.merged.write(&copied)?;
         for group in moves.chunks(MOVES_PER_HOLD) {
-            let mut index = self.0.index.write();
+            let mut index = self.index.write();
             for Move { key, revision, from, to } in group {
                 let moved = index.relocate(key, *revision, *from, *to);
                 assert!(moved, "{revision:?} of a key is no longer at {from:?}: only compaction may drop it");
@@ -455,7 +485,7 @@ impl Store {
     }
 
     fn publish_reclaim(&self, work: &mut Maintenance, job: ReclaimJob) -> Result<(), StoreError> {
-        let files = &self.0.files;
+        let files = &self.files;
         for source in &job.sources {
             assert!(source.live() == 0, "{}: {} bytes still live after reclaiming", source.name, source.live());
         }
@@ -470,7 +500,7 @@ impl Store {
         manifest.write(&*files.disk, &files.dir)?;
         work.manifest = manifest;
 
-        let ticket = self.0.pins.next();
+        let ticket = self.pins.next();
         for (id, forward) in job.forwards {
             files.forwards.write().insert(id, forward);
             work.removed.push_back((ticket, id));
@@ -490,10 +520,10 @@ impl Store {
     fn forget_forwards(&self, work: &mut Maintenance) {
         while work.removed.len() > KEPT_FORWARDS
             && let Some(&(ticket, id)) = work.removed.front()
-            && !self.0.pins.any_before(ticket)
+            && !self.pins.any_before(ticket)
         {
             work.removed.pop_front();
-            self.0.files.forwards.write().remove(&id);
+            self.files.forwards.write().remove(&id);
         }
     }
 }

@@ -21,9 +21,15 @@ use crate::{KeyMeta, Location, Mark, Options, Revision, StoreError};
 /// What an open found.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    pub files: Arc<Files>,
     pub tail: Arc<Segment>,
     pub mark: Mark,
+    pub content: Content,
+}
+
+/// What a store begins with. All compactions have been carried out.
+#[derive(Debug)]
+pub(crate) struct Content {
+    pub files: Arc<Files>,
     pub index: Index,
     pub tables: Tables,
     pub revision: i64,
@@ -201,16 +207,15 @@ impl Opening<'_> {
             progress,
             recovered.revision,
         );
-        Ok(Opened {
+        let content = Content {
             files: Arc::new(files),
-            tail,
-            mark,
             index: recovered.index,
             tables: recovered.tables,
             revision: recovered.revision,
             compacted: recovered.compacted,
             maintenance: Maintenance::new(self.manifest, checkpoint_bytes),
-        })
+        };
+        Ok(Opened { tail, mark, content })
     }
 
     /// Opens a segment that must be there.

@@ -260,14 +260,15 @@ impl Store {
     ///
     /// [`StoreError::Compacted`] if `from` is below the compaction.
     pub fn changes(&self, range: &KeyRange, from: i64, to: i64, max: usize) -> Result<(Vec<Change>, bool), StoreError> {
-        let to = to.min(self.revision());
+        let store = self.view();
+        let to = to.min(store.revision());
         let mut found = Collected { changes: Vec::new(), max, more: false };
         if range.end == RangeEnd::Single {
-            self.changes_of_key(&range.start, from, to, &mut found);
-        } else if !self.recent_changes(range, from, to, &mut found)? {
+            store.changes_of_key(&range.start, from, to, &mut found);
+        } else if !store.recent_changes(range, from, to, &mut found)? {
             found.changes.clear();
             found.more = false;
-            History::new(&self.0.files, from).walk(&mut |revision, deleted, location, payload| {
+            History::new(&store.inner().files, from).walk(&mut |revision, deleted, location, payload| {
                 if revision.main > to {
                     return Ok(ControlFlow::Break(()));
                 }
@@ -278,14 +279,15 @@ impl Store {
             })?;
         }
         // Asked last: had a compaction taken something from the answer, it would show here.
-        if from < self.compact_revision() {
+        if from < store.compact_revision() {
             return Err(StoreError::Compacted);
         }
         Ok((found.changes, found.more))
     }
 
     fn changes_of_key(&self, key: &[u8], from: i64, to: i64, found: &mut Collected) {
-        let index = self.0.index.read();
+        let inner = self.inner();
+        let index = inner.index.read();
         let Some(slot) = index.slot(key) else { return };
         for version in slot.versions_from(from) {
             let (revision, deleted, location) = (version.revision(), version.is_tombstone(), version.location());
@@ -297,9 +299,10 @@ impl Store {
 
     /// Answers from memory; `false` if not all of the answer is there.
     fn recent_changes(&self, range: &KeyRange, from: i64, to: i64, found: &mut Collected) -> Result<bool, StoreError> {
+        let inner = self.inner();
         let mut after = Revision { main: from, sub: -1 };
         loop {
-            let recent = self.0.files.recent.read();
+            let recent = inner.files.recent.read();
             let Some(versions) = recent.since(after) else { return Ok(false) };
             let mut seen = 0;
             for Recent { revision, deleted, location, payload } in versions.take(RECENT_CHUNK) {
@@ -326,8 +329,8 @@ impl Store {
         loop {
             let compacted = self.compact_revision();
             let pin = self.pin(compacted);
-            // Otherwise a later one may have been begun before it could see the pin.
-            if compacted == self.compact_revision() {
+            // Otherwise a later one may have been begun before it could see the pin, or it is another content's.
+            if compacted == pin.store().compact_revision() {
                 return (compacted, pin);
             }
         }
@@ -353,29 +356,30 @@ impl Store {
     /// etcd also answers for the compacted revision itself with a value noted while compacting; that value is not kept
     /// here, and the answer is the hash of what is left.
     pub fn hash_kv(&self, at: i64) -> Result<HashKv, StoreError> {
-        let (compacted, _pin) = self.pin_compacted();
+        let (compacted, pin) = self.pin_compacted();
+        let store = pin.store();
         if at < 0 {
             // Only 0 means the newest here: etcd hashes what lies at or below a negative revision, which is nothing.
             return Ok(HashKv { hash: crc32c::crc32c(b"key"), compact_revision: compacted, hash_revision: at });
         }
-        let at = self.checked_revision(at)?;
+        let at = store.checked_revision(at)?;
         let everything = KeyRange { start: Bytes::new(), end: RangeEnd::Unbounded };
         let mut anything_lives = false;
-        self.scan(&everything, at, &mut |_, _| {
+        store.scan(&everything, at, &mut |_, _| {
             anything_lives = true;
             ControlFlow::Break(())
         });
         let mut hash = crc32c::crc32c(b"key");
-        History::new(&self.0.files, i64::MIN).walk(&mut |revision, deleted, location, payload| {
+        History::new(&store.inner().files, i64::MIN).walk(&mut |revision, deleted, location, payload| {
             if revision.main > at {
                 return Ok(ControlFlow::Break(()));
             }
             if revision.main <= compacted {
                 let key = key_of(&payload, location)?;
                 let counts = if anything_lives {
-                    self.get(key, at).is_some_and(|found| found.meta.modified == revision)
+                    store.get(key, at).is_some_and(|found| found.meta.modified == revision)
                 } else {
-                    self.0.index.read().survives(key, revision, compacted)
+                    store.inner().index.read().survives(key, revision, compacted)
                 };
                 if !counts || (deleted && revision.main == compacted) {
                     return Ok(ControlFlow::Continue(()));
@@ -396,24 +400,26 @@ impl Store {
         at: i64,
         each: &mut dyn FnMut(Revision, bool, Bytes) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
-        let (compacted, _pin) = self.pin_compacted();
-        self.export_as_of(compacted, self.checked_revision(at)?, each)
+        let (compacted, pin) = self.pin_compacted();
+        pin.store().export_as_of(compacted, pin.store().checked_revision(at)?, each)
     }
 
     /// The same as it was when `compacted` was the newest compaction, so that two walks give the same versions although
-    /// another compaction is asked for in between. The caller holds a [`Pin`] at `compacted` over all of them.
+    /// another compaction is asked for in between. The caller holds a [`Pin`] at `compacted` over all of them, and asks its
+    /// store.
     pub fn export_as_of(
         &self,
         compacted: i64,
         at: i64,
         each: &mut dyn FnMut(Revision, bool, Bytes) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
-        History::new(&self.0.files, i64::MIN).walk(&mut |revision, deleted, location, payload| {
+        let inner = self.inner();
+        History::new(&inner.files, i64::MIN).walk(&mut |revision, deleted, location, payload| {
             if revision.main > at {
                 return Ok(ControlFlow::Break(()));
             }
             if revision.main <= compacted
-                && !self.0.index.read().survives(key_of(&payload, location)?, revision, compacted)
+                && !inner.index.read().survives(key_of(&payload, location)?, revision, compacted)
             {
                 return Ok(ControlFlow::Continue(()));
             }

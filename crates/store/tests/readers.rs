@@ -246,32 +246,3 @@ fn a_tombstone_at_the_compacted_revision_is_kept() {
     assert!(matches!(writer.compact(next), Err(StoreError::Compacted)));
     assert!(matches!(writer.compact(next + 1), Err(StoreError::FutureRevision)));
 }
-
-/// A store can be filled with what another one exports, and is the same to every observer.
-#[test]
-fn an_export_can_be_imported() {
-    let (store, mut writer) = open(small());
-    for number in 0..300 {
-        put(&mut writer, &format!("k{}", number % 40), &format!("{number}"));
-        if number % 7 == 0 {
-            writer.delete(format!("k{}", number % 20).as_bytes()).unwrap();
-            writer.commit();
-        }
-    }
-    writer.compact(store.revision() - 50).unwrap();
-    let (copy, mut importer) = open(small());
-    let mut result = Ok(());
-    store
-        .export(0, &mut |revision, deleted, payload| {
-            result = importer.import(revision, deleted, &payload);
-            if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })
-        .unwrap();
-    result.unwrap();
-    assert_eq!(copy.revision(), 1, "an import shows when it is complete");
-    importer.finish_import(store.revision(), store.compact_revision()).unwrap();
-    assert_eq!(copy.revision(), store.revision());
-    assert_eq!(copy.hash_kv(0).unwrap(), store.hash_kv(0).unwrap());
-    let refused = importer.import(Revision { main: 5, sub: 0 }, false, b"");
-    assert!(matches!(refused, Err(StoreError::Corrupt { .. })), "{refused:?}");
-}

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use disk::MemDisk;
-use keelson_store::{Change, KeyRange, Mark, Options, RangeEnd, Revision, Store, StoreError, Table, Writer};
+use keelson_store::{Change, KeyRange, Mark, Options, RangeEnd, Ready, Revision, Store, StoreError, Table, Writer};
 use prost::Message;
 use proto::mvccpb::KeyValue;
 use rand::rngs::StdRng;
@@ -26,6 +26,8 @@ pub enum Op {
     Txn(Vec<(Bytes, Option<(Bytes, i64)>)>),
     Row(Table, Bytes, Option<Bytes>),
     Compact(i64),
+    /// Everything becomes what it is in another member, which is ahead.
+    Replace(Box<Model>),
 }
 
 /// Every version of every key that ever was: the revision, and the value unless it is a tombstone.
@@ -76,7 +78,13 @@ impl Model {
                 self.rows.remove(&(*table, key.clone()));
             }
             Op::Compact(revision) => self.compacted = *revision,
+            Op::Replace(other) => *self = (**other).clone(),
         }
+    }
+
+    /// Every version there ever was, in revision order: what a member has that has not compacted yet.
+    fn everything(&self) -> Vec<(Revision, bool, Bytes)> {
+        Model { compacted: -1, ..self.clone() }.history(i64::MAX)
     }
 
     pub fn get(&self, key: &[u8], at: i64) -> Option<&KeyValue> {
@@ -167,9 +175,29 @@ pub fn apply(writer: &mut Writer, op: &Op, index: u64) -> Result<(), StoreError>
         Op::Row(table, key, Some(value)) => writer.set_row(*table, key, value)?,
         Op::Row(table, key, None) => writer.remove_row(*table, key)?,
         Op::Compact(revision) => writer.compact(*revision)?,
+        Op::Replace(other) => replacement(writer, other, index)?.install(|switch| switch())?,
     }
-    writer.mark(Mark { index, term: index / 7, conf_state: Bytes::from_static(b"conf") });
+    writer.mark(mark(index));
     Ok(())
+}
+
+/// The mark after the operation with this index.
+pub fn mark(index: u64) -> Mark {
+    Mark { index, term: index / 7, conf_state: Bytes::from_static(b"conf") }
+}
+
+/// A replacement by the other member's content, ready to be installed.
+pub fn replacement<'w>(writer: &'w mut Writer, other: &Model, index: u64) -> Result<Ready<'w>, StoreError> {
+    let mut replacement = writer.replace()?;
+    // Compacted or not yet: the answers are the same.
+    let versions = if index.is_multiple_of(2) { other.everything() } else { other.history(i64::MAX) };
+    for (revision, deleted, payload) in versions {
+        replacement.version(revision, deleted, &payload)?;
+    }
+    for ((table, key), value) in &other.rows {
+        replacement.row(*table, key, value)?;
+    }
+    replacement.finish(other.revision, other.compacted, mark(index))
 }
 
 impl Run {
@@ -217,12 +245,13 @@ impl Run {
                 Op::Txn(changes)
             }
             75..88 => Op::Txn(vec![(self.key(), None)]),
-            88..97 => {
+            88..96 => {
                 let table = [Table::Lease, Table::Auth, Table::Meta][self.random.random_range(0..3)];
                 let key = format!("row{}", self.random.random_range(0..8)).into();
                 let value = format!("{}", self.random.random_range(0..1000)).into();
                 Op::Row(table, key, self.random.random_bool(0.7).then_some(value))
             }
+            96 => Op::Replace(Box::new(self.ahead(20))),
             _ => {
                 let (low, high) = (self.model.compacted.max(1) + 1, self.model.revision);
                 if low > high {
@@ -231,6 +260,16 @@ impl Run {
                 Op::Compact(self.random.random_range(low..=high))
             }
         }
+    }
+
+    /// What the model is after some more operations.
+    pub fn ahead(&mut self, operations: usize) -> Model {
+        let now = self.model.clone();
+        for _ in 0..operations {
+            let op = self.random_op();
+            self.model.apply(&op);
+        }
+        std::mem::replace(&mut self.model, now)
     }
 
     /// Applies one random operation to both.
