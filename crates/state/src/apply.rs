@@ -155,7 +155,7 @@ impl State {
             let alarm = pb::AlarmMember::decode(key.clone());
             alarms.set(alarm.map_err(|error| bad_row("alarm", &key, error.to_string()))?);
         }
-        let feed = Feed::new(store.revision());
+        let feed = Feed::new(&store);
         let quota_bytes = quota::limit(config.quota_bytes);
         let shared =
             Shared { store, lessor, feed, cluster: RwLock::new(cluster), alarms: RwLock::new(alarms), quota_bytes };

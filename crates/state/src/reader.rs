@@ -43,8 +43,8 @@ impl Reader {
         if request.revision > 0 {
             return Ok(range::range(&self.0.store, request, self.revision())?);
         }
-        let (_pin, current) = range::pin_newest(&self.0.store);
-        Ok(range::range_at(&self.0.store, request, current, current)?)
+        let (pin, current) = range::pin_newest(&self.0.store);
+        Ok(range::range_at(pin.store(), request, current, current)?)
     }
 
     /// The same, appended to `out` as wire bytes; `header` gives all but the revision. After an error `out` is as it
@@ -59,7 +59,7 @@ impl Reader {
         if range::encode_newest_of_one(store, request, header, out)? {
             return Ok(());
         }
-        let (_pin, at, current) = if request.revision > 0 {
+        let (pin, at, current) = if request.revision > 0 {
             let current = self.revision();
             let (pin, at) = range::pin(store, request.revision, current)?;
             (pin, at, current)
@@ -67,7 +67,7 @@ impl Reader {
             let (pin, current) = range::pin_newest(store);
             (pin, current, current)
         };
-        Ok(range::encode(store, request, at, current, header, out)?)
+        Ok(range::encode(pin.store(), request, at, current, header, out)?)
     }
 
     /// Executes a checked txn that [`Reader::is_read_only`]. The header holds only the revision.
@@ -87,7 +87,7 @@ impl Reader {
 
     /// Begins a checked range stream at one revision; chunks adapt to `max_request_bytes`.
     pub fn range_stream(&self, request: pb::RangeRequest, max_request_bytes: usize) -> Result<RangeStream, Error> {
-        RangeStream::begin(self.0.store.clone(), request, max_request_bytes)
+        RangeStream::begin(&self.0.store, request, max_request_bytes)
     }
 
     /// The newest revision.

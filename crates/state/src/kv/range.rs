@@ -128,7 +128,7 @@ fn sort(items: &mut [Item], plan: &Plan) {
     }
 }
 
-/// Pins the revision that a request wants. `current`: the newest revision it may see.
+/// Pins the revision that a request wants; what is looked up at it must be asked of [`Pin::store`]. `current`: the newest revision it may see.
 pub(crate) fn pin(store: &Store, requested: i64, current: i64) -> Result<(Pin, i64), Error> {
     let at = if requested <= 0 { current } else { requested };
     if at > current {
@@ -136,7 +136,7 @@ pub(crate) fn pin(store: &Store, requested: i64, current: i64) -> Result<(Pin, i
     }
     let pin = store.pin(at);
     // Only now: a compaction that is asked for later leaves alone what is visible at the pin.
-    if at < store.compact_revision() {
+    if at < pin.store().compact_revision() {
         return Err(Error::Compacted);
     }
     Ok((pin, at))
@@ -154,8 +154,8 @@ pub(crate) fn pin_newest(store: &Store) -> (Pin, i64) {
 
 /// Answers a range; `current` is the newest revision it may see, and the revision of its header.
 pub(crate) fn range(store: &Store, request: &pb::RangeRequest, current: i64) -> Result<pb::RangeResponse, Failure> {
-    let (_pin, at) = pin(store, request.revision, current)?;
-    range_at(store, request, at, current)
+    let (pin, at) = pin(store, request.revision, current)?;
+    range_at(pin.store(), request, at, current)
 }
 
 /// The same at a revision that the caller has pinned.
@@ -231,6 +231,7 @@ pub(crate) fn encode_newest_of_one(
     if !plain || !request.range_end.is_empty() || request.revision > 0 {
         return Ok(false);
     }
+    let store = &store.view();
     let current = store.revision();
     let payload = match store.get(&request.key, current).map(|found| store.read(found.location)) {
         None => None,

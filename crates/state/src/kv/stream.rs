@@ -18,9 +18,8 @@ const FIRST_CHUNK_KEYS: usize = 10;
 /// the last chunk only.
 #[derive(Debug)]
 pub struct RangeStream {
-    store: Store,
     request: pb::RangeRequest,
-    _pin: Pin,
+    pin: Pin,
     at: i64,
     /// The newest revision when the stream began: what the last chunk's header says.
     revision: i64,
@@ -34,15 +33,15 @@ pub struct RangeStream {
 }
 
 impl RangeStream {
-    pub(crate) fn begin(store: Store, request: pb::RangeRequest, chunk_bytes: usize) -> Result<Self, Error> {
+    pub(crate) fn begin(store: &Store, request: pb::RangeRequest, chunk_bytes: usize) -> Result<Self, Error> {
         let revision = store.revision();
         let (pin, at) =
-            if request.revision > 0 { pin(&store, request.revision, revision)? } else { pin_newest(&store) };
+            if request.revision > 0 { pin(store, request.revision, revision)? } else { pin_newest(store) };
         let revision = revision.max(at);
         let rest = Some(KeyRange::from_wire(request.key.clone(), request.range_end.clone()));
         let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
         let chunk_keys = FIRST_CHUNK_KEYS;
-        Ok(Self { store, request, _pin: pin, at, revision, rest, limit, sent: 0, chunk_keys, chunk_bytes })
+        Ok(Self { request, pin, at, revision, rest, limit, sent: 0, chunk_keys, chunk_bytes })
     }
 
     /// The next chunk; `None` after the last.
@@ -50,7 +49,7 @@ impl RangeStream {
         let Some(range) = self.rest.take() else { return Ok(None) };
         let header = Some(pb::ResponseHeader { revision: self.revision, ..Default::default() });
         if self.request.count_only {
-            let count = self.store.count(&range, self.at);
+            let count = self.pin.store().count(&range, self.at);
             return Ok(Some(pb::RangeResponse { header, kvs: Vec::new(), more: false, count }));
         }
         let take = self.chunk_keys.min(self.limit);
@@ -65,12 +64,12 @@ impl RangeStream {
             found.push((key, item));
             ControlFlow::Continue(())
         };
-        match (&range.end, self.store.get(&range.start, self.at)) {
+        match (&range.end, self.pin.store().get(&range.start, self.at)) {
             (RangeEnd::Single, Some(item)) => {
                 let _ = visit(&range.start, item);
             }
             (RangeEnd::Single, None) => {}
-            _ => self.store.scan(&range, self.at, &mut visit),
+            _ => self.pin.store().scan(&range, self.at, &mut visit),
         }
         let kvs = self.read(found)?;
         self.sent += kvs.len() as i64;
@@ -83,7 +82,7 @@ impl RangeStream {
                 Ok(Some(pb::RangeResponse { header: None, kvs, more: false, count: 0 }))
             }
             Some(next) => {
-                let left = self.store.count(&KeyRange { start: next, end: range.end }, self.at);
+                let left = self.pin.store().count(&KeyRange { start: next, end: range.end }, self.at);
                 Ok(Some(pb::RangeResponse { header, kvs, more: true, count: self.sent + left }))
             }
             None => Ok(Some(pb::RangeResponse { header, kvs, more: false, count: self.sent })),
@@ -105,7 +104,7 @@ impl RangeStream {
         }
         let locations: Vec<Location> = found.iter().map(|(_, item)| item.location).collect();
         let mut broken = None;
-        let read = self.store.read_many(&locations, &mut |payload| match decode(payload) {
+        let read = self.pin.store().read_many(&locations, &mut |payload| match decode(payload) {
             Ok(kv) => kvs.push(kv),
             Err(failure) => broken = Some(failure),
         });

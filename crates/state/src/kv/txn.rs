@@ -162,7 +162,8 @@ pub(crate) fn execute(txn: &mut WriteTxn, request: &pb::TxnRequest) -> Result<pb
 
 /// Carries out a transaction that can only read, beside the applying side.
 pub(crate) fn execute_read_only(store: &Store, request: &pb::TxnRequest) -> Result<pb::TxnResponse, Failure> {
-    let (_pin, current): (Pin, i64) = pin_newest(store);
+    let (pin, current): (Pin, i64) = pin_newest(store);
+    let store = pin.store();
     let chosen = Chosen::decide(store, request, current)?;
     chosen.check_ranges(current, store.compact_revision())?;
     let mut responses = Vec::with_capacity(chosen.steps.len());

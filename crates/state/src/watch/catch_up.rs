@@ -99,7 +99,7 @@ pub(super) struct History {
     through: i64,
     /// What looking up has cost, not yet counted.
     cost: usize,
-    _pin: Pin,
+    pin: Pin,
 }
 
 impl History {
@@ -109,6 +109,7 @@ impl History {
         // A single key's changes are in the index.
         let to = if interest.range.end == RangeEnd::Single { to } else { to.min(from + SEARCHED - 1) };
         let pin = store.pin(from);
+        let store = pin.store();
         if from < store.compact_revision() {
             return Err(StoreError::Compacted);
         }
@@ -118,7 +119,7 @@ impl History {
             _ => to,
         };
         let cost = 1 + (through - from).clamp(0, SEARCHED) as usize / SEARCHED_PER_COST;
-        Ok(Self { changes: changes.into(), through, cost, _pin: pin })
+        Ok(Self { changes: changes.into(), through, cost, pin })
     }
 
     /// How many changes are held.
@@ -127,7 +128,7 @@ impl History {
     }
 
     /// The next slice: whole revisions only.
-    pub(super) fn slice(&mut self, interest: &Interest, store: &Store) -> Result<Slice, StoreError> {
+    pub(super) fn slice(&mut self, interest: &Interest) -> Result<Slice, StoreError> {
         let cost = std::mem::take(&mut self.cost);
         let mut slice = Slice { events: Vec::new(), through: self.through, cost };
         let (mut revisions, mut bytes) = (0, 0);
@@ -137,9 +138,9 @@ impl History {
             let wanted: Vec<_> = piece.iter().filter(|change| interest.takes(change.deleted)).collect();
             let locations: Vec<Location> = wanted.iter().map(|change| change.location).collect();
             let mut payloads = Vec::with_capacity(wanted.len());
-            store.read_many(&locations, &mut |payload| payloads.push(payload))?;
+            self.pin.store().read_many(&locations, &mut |payload| payloads.push(payload))?;
             for (change, payload) in wanted.iter().zip(&payloads) {
-                let framed = framed(interest, change, payload, store)?;
+                let framed = framed(interest, change, payload, self.pin.store())?;
                 bytes += framed.len();
                 slice.events.push(framed);
             }

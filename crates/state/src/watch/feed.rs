@@ -3,6 +3,7 @@
 //! # Invariants
 //! - The feed's last revision and the store's are the same to anybody who holds the feed's lock: both advance in one
 //!   step. A hub that has seen the feed up to R has thus seen everything that a reader at R sees.
+//! - All revisions held belong to the same content of the store, of which the feed has a view.
 //! - The revisions held are contiguous. What no longer fits is found in the store.
 
 use std::collections::VecDeque;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
+use store::Store;
 
 use super::event::Event;
 
@@ -35,6 +37,8 @@ struct Ring {
     bytes: usize,
     /// The newest revision.
     tail: i64,
+    /// A view of the content that these revisions are in.
+    store: Store,
     max_bytes: usize,
     max_revisions: usize,
 }
@@ -44,6 +48,17 @@ impl Ring {
     fn first(&self) -> i64 {
         self.tail + 1 - self.batches.len() as i64
     }
+}
+
+/// What a hub finds in the feed.
+#[derive(Debug)]
+pub(crate) struct Read {
+    /// `None` if the first revision asked for is no longer held.
+    pub(crate) batches: Option<Vec<Arc<Batch>>>,
+    /// The newest revision.
+    pub(crate) tail: i64,
+    /// A view of the content that these revisions are in.
+    pub(crate) store: Store,
 }
 
 /// The events of one revision.
@@ -92,12 +107,14 @@ impl Drop for Subscription {
 }
 
 impl Feed {
-    /// Begins after `revision`, with nothing held.
-    pub(crate) fn new(revision: i64) -> Self {
+    /// Begins after the store's newest revision, with nothing held.
+    pub(crate) fn new(store: &Store) -> Self {
+        let store = store.view();
         let ring = Ring {
             batches: VecDeque::new(),
             bytes: 0,
-            tail: revision,
+            tail: store.revision(),
+            store,
             max_bytes: MAX_BYTES,
             max_revisions: MAX_REVISIONS,
         };
@@ -130,6 +147,26 @@ impl Feed {
             }
             revision
         };
+        self.wake();
+        revision
+    }
+
+    /// Goes on after a jump: `switch` replaces the store's content and gives a view of the new one. Nothing is held
+    /// then, so whoever is behind the jump finds what it needs in the store.
+    pub(crate) fn restart(&self, switch: impl FnOnce() -> Store) {
+        let dropped = {
+            let ring = &mut *self.0.ring.write();
+            let store = switch();
+            assert!(store.revision() >= ring.tail, "revision {} after {}", store.revision(), ring.tail);
+            ring.tail = store.revision();
+            ring.bytes = 0;
+            (std::mem::take(&mut ring.batches), std::mem::replace(&mut ring.store, store))
+        };
+        drop(dropped); // after the lock is given back
+        self.wake();
+    }
+
+    fn wake(&self) {
         // A hub arms itself and then looks at the ring; we wrote the ring before we look whether it is armed. The lock
         // in between orders the two, so one of us sees the other.
         for subscriber in self.0.subscribers.read().iter() {
@@ -137,7 +174,6 @@ impl Feed {
                 (subscriber.wake)();
             }
         }
-        revision
     }
 
     /// The newest revision.
@@ -152,13 +188,12 @@ impl Feed {
         Subscription { feed: self.clone(), subscriber }
     }
 
-    /// The revisions `from..=to`, at most `max` of them and about `max_events` events; `None` if `from` is no longer
-    /// held. Second value: the newest revision.
-    pub(crate) fn read(&self, from: i64, to: i64, max: usize, max_events: usize) -> (Option<Vec<Arc<Batch>>>, i64) {
+    /// The revisions `from..=to`, at most `max` of them and about `max_events` events.
+    pub(crate) fn read(&self, from: i64, to: i64, max: usize, max_events: usize) -> Read {
         let ring = self.0.ring.read();
-        let first = ring.first();
+        let (first, tail, store) = (ring.first(), ring.tail, ring.store.clone());
         if from < first {
-            return (None, ring.tail);
+            return Read { batches: None, tail, store };
         }
         let mut batches = Vec::new();
         let mut events = 0;
@@ -170,6 +205,6 @@ impl Feed {
             events += batch.events.len();
             batches.push(batch.clone());
         }
-        (Some(batches), ring.tail)
+        Read { batches: Some(batches), tail, store }
     }
 }

@@ -20,7 +20,7 @@ use store::{KeyRange, RangeEnd, Store, StoreError};
 
 use super::catch_up::{History, Interest, Slice, slice_of_feed};
 use super::event::Event;
-use super::feed::{Feed, Subscription};
+use super::feed::{Feed, Read, Subscription};
 use super::ranges::Ranges;
 use crate::{Error, Reader};
 
@@ -551,7 +551,7 @@ impl Hub {
 
     /// Gives new events to the synced. Returns whether there are more.
     fn take_new(&mut self, left: &mut usize) -> bool {
-        let (batches, tail) = self.feed.read(self.cursor + 1, i64::MAX, BATCHES, *left);
+        let Read { batches, tail, store } = self.feed.read(self.cursor + 1, i64::MAX, BATCHES, *left);
         let Some(batches) = batches else {
             // The feed has moved on without us: everybody has to catch up from the store.
             let synced: Vec<u32> = (0..self.watchers.len() as u32)
@@ -569,7 +569,7 @@ impl Hub {
         let mut given: Vec<u32> = Vec::new();
         for batch in &batches {
             for event in &batch.events {
-                *left = left.saturating_sub(1 + self.give(event, &mut given));
+                *left = left.saturating_sub(1 + self.give(event, &store, &mut given));
             }
             self.cursor = batch.revision;
             if *left == 0 {
@@ -590,7 +590,7 @@ impl Hub {
 
     /// Gives one event to every synced watcher that wants it, and notes those who have something pending now. Returns
     /// how many took it.
-    fn give(&mut self, event: &Event, given: &mut Vec<u32>) -> usize {
+    fn give(&mut self, event: &Event, store: &Store, given: &mut Vec<u32>) -> usize {
         let mut found = mem::take(&mut self.found);
         found.clear();
         if let Some(watchers) = self.keys.get(event.key()) {
@@ -602,7 +602,7 @@ impl Hub {
             if event.revision < watcher.next || !watcher.interest.takes(event.deleted) {
                 continue;
             }
-            match watcher.interest.framed(event, &self.store) {
+            match watcher.interest.framed(event, store) {
                 Ok(framed) => {
                     if watcher.pending.is_empty() {
                         given.push(*at);
@@ -683,16 +683,17 @@ impl Hub {
     fn next_slice(&mut self, watcher: &mut Watcher) -> Result<Slice, StoreError> {
         let interest = &watcher.interest;
         if watcher.history.is_none() {
-            if let (Some(batches), _) = self.feed.read(watcher.next, self.cursor, BATCHES, BATCHES) {
-                return slice_of_feed(interest, watcher.next, &batches, &self.store);
+            let Read { batches, store, .. } = self.feed.read(watcher.next, self.cursor, BATCHES, BATCHES);
+            if let Some(batches) = batches {
+                return slice_of_feed(interest, watcher.next, &batches, &store);
             }
-            let history = History::look_up(interest, watcher.next, self.cursor, &self.store)?;
+            let history = History::look_up(interest, watcher.next, self.cursor, &store)?;
             self.held += history.len();
             watcher.history = Some(history);
         }
         let Some(mut history) = watcher.history.take() else { return Err(StoreError::Compacted) };
         let before = history.len();
-        let slice = history.slice(interest, &self.store);
+        let slice = history.slice(interest);
         if history.len() == 0 || slice.is_err() || self.held > MAX_HELD {
             // Nothing left, or too much for all together: look the rest up again at the next turn.
             self.held -= before;
