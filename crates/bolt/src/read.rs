@@ -187,12 +187,12 @@ impl<'f, R: ReadAt> Bucket<'f, R> {
 
     /// All items in the order of their keys.
     pub fn items(&self) -> Items<'f, R> {
-        Items { file: self.file, walk: Walk::new(self.root.clone()) }
+        Items { file: self.file, walk: Walk::new(self.root.clone()), offset: 0 }
     }
 
     /// The items from key `start` on.
     pub fn items_from(&self, start: &[u8]) -> Items<'f, R> {
-        Items { file: self.file, walk: Walk::from(self.root.clone(), start) }
+        Items { file: self.file, walk: Walk::from(self.root.clone(), start), offset: 0 }
     }
 
     /// The value under this key.
@@ -209,6 +209,14 @@ impl<'f, R: ReadAt> Bucket<'f, R> {
 pub struct Items<'f, R> {
     file: &'f Reader<R>,
     walk: Walk,
+    offset: u64,
+}
+
+impl<R> Items<'_, R> {
+    /// Byte of the file at which the table entry of the last item stands, for messages about what is in it.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
 }
 
 impl<R: ReadAt> Iterator for Items<'_, R> {
@@ -222,7 +230,10 @@ impl<R: ReadAt> Iterator for Items<'_, R> {
                 self.walk.stop();
                 Some(Err(found.bad(Fault::NestedBucket { index: found.index })))
             }
-            Ok(Some(found)) => Some(Ok((found.key, found.value))),
+            Ok(Some(found)) => {
+                self.offset = found.offset;
+                Some(Ok((found.key, found.value)))
+            }
         }
     }
 }

@@ -2,13 +2,27 @@
 
 use std::collections::BTreeSet;
 
+use prost::Message;
 use proto::etcdserverpb::{AlarmMember, AlarmType};
+use store::{Store, Table};
+
+use crate::apply::{Fatal, bad_row};
 
 /// The alarms that are set, by member and type.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Alarms(BTreeSet<(u64, i32)>);
 
 impl Alarms {
+    /// Reads the stored rows.
+    pub(crate) fn restore(store: &Store) -> Result<Self, Fatal> {
+        let mut alarms = Self::default();
+        for (key, _) in store.rows(Table::Alarm) {
+            let alarm = AlarmMember::decode(key.clone());
+            alarms.set(alarm.map_err(|error| bad_row("alarm", &key, error.to_string()))?);
+        }
+        Ok(alarms)
+    }
+
     /// Returns whether it was not set before.
     pub(crate) fn set(&mut self, alarm: AlarmMember) -> bool {
         self.0.insert((alarm.member_id, alarm.alarm))

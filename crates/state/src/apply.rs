@@ -121,12 +121,12 @@ pub struct ConfChanged {
 /// The applying side; one owner.
 #[derive(Debug)]
 pub struct State {
-    writer: Writer,
-    shared: Arc<Shared>,
-    applied_index: u64,
-    applied_term: u64,
+    pub(crate) writer: Writer,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) applied_index: u64,
+    pub(crate) applied_term: u64,
     /// Encoded `raftpb.ConfState` after the last configuration change.
-    conf_state: Bytes,
+    pub(crate) conf_state: Bytes,
 }
 
 /// How much the shortest lease outlasts an election, so that a new leader can take over before it ends: 3/2, counted
@@ -150,11 +150,7 @@ impl State {
                 cluster.restore(table, &key, &value).map_err(|what| bad_row(name, &key, what))?;
             }
         }
-        let mut alarms = Alarms::default();
-        for (key, _) in store.rows(Table::Alarm) {
-            let alarm = pb::AlarmMember::decode(key.clone());
-            alarms.set(alarm.map_err(|error| bad_row("alarm", &key, error.to_string()))?);
-        }
+        let alarms = Alarms::restore(&store)?;
         let feed = Feed::new(&store);
         let quota_bytes = quota::limit(config.quota_bytes);
         let shared =
@@ -473,7 +469,7 @@ impl State {
     }
 }
 
-fn bad_row(table: &'static str, key: &[u8], what: String) -> Fatal {
+pub(crate) fn bad_row(table: &'static str, key: &[u8], what: String) -> Fatal {
     Fatal::BadRow { table, key: key.escape_ascii().to_string(), what }
 }
 
@@ -483,6 +479,11 @@ fn restore_leases(store: &Store, lessor: &Lessor) -> Result<(), Fatal> {
         let row = leasepb::Lease::decode(value);
         lessor.restore(&row.map_err(|error| bad_row("lease", &key, error.to_string()))?);
     }
+    Ok(attach_keys(store, lessor)?)
+}
+
+/// Finds out which living keys hang on which lease.
+pub(crate) fn attach_keys(store: &Store, lessor: &Lessor) -> Result<(), StoreError> {
     let mut locations = Vec::new();
     let everything = KeyRange { start: Bytes::new(), end: RangeEnd::Unbounded };
     store.scan(&everything, store.revision(), &mut |_, found| {
@@ -497,13 +498,13 @@ fn restore_leases(store: &Store, lessor: &Lessor) -> Result<(), Fatal> {
         Err(failure) => broken = Some(failure),
     })?;
     match broken {
-        Some(Failure::Store(error)) => Err(error.into()),
+        Some(Failure::Store(error)) => Err(error),
         _ => Ok(()),
     }
 }
 
 /// A normal entry, understood.
-enum Entry {
+pub(crate) enum Entry {
     /// A new leader's first entry.
     Empty,
     V3(Box<pb::InternalRaftRequest>),
@@ -512,7 +513,7 @@ enum Entry {
 
 /// Entries are v3 requests. Members up to 3.6 also log bare v2 requests, which do not parse as v3 ones: field 2 is a
 /// message there and the method's name here.
-fn decode(index: u64, data: &Bytes) -> Result<Entry, Fatal> {
+pub(crate) fn decode(index: u64, data: &Bytes) -> Result<Entry, Fatal> {
     if data.is_empty() {
         return Ok(Entry::Empty);
     }
@@ -527,7 +528,7 @@ fn decode(index: u64, data: &Bytes) -> Result<Entry, Fatal> {
 }
 
 /// The member ID in `/0/members/<hex id>/attributes`.
-fn attributes_path(path: &str) -> Option<u64> {
+pub(crate) fn attributes_path(path: &str) -> Option<u64> {
     let id = path.strip_prefix("/0/members/")?.strip_suffix("/attributes")?;
     u64::from_str_radix(id, 16).ok()
 }

@@ -320,6 +320,22 @@ impl Lessor {
         self.inner.lock().leases.insert(row.id, Lease::new(ttl, row.remaining_ttl));
     }
 
+    /// One without leases that grants as this one does.
+    pub(crate) fn another(&self) -> Self {
+        Self::new(self.min_ttl)
+    }
+
+    /// Takes over all leases and keys of another. Where this member counts time, their time begins with the next time
+    /// seen.
+    pub(crate) fn adopt(&self, other: Self) {
+        let other = other.inner.into_inner();
+        let inner = &mut *self.inner.lock();
+        (inner.leases, inner.of_key) = (other.leases, other.of_key);
+        inner.due.clear();
+        inner.checkpoint_due.clear();
+        inner.fresh = if inner.primary { inner.leases.keys().copied().collect() } else { Vec::new() };
+    }
+
     /// Removes a lease and gives back its keys in order, which must be deleted with it.
     pub(crate) fn revoke(&self, id: i64) -> Result<Vec<Bytes>, Error> {
         let inner = &mut *self.inner.lock();

@@ -11,11 +11,13 @@
 //! - [`members`]: who belongs to the cluster; IDs
 //! - [`watch`]: the feed of events and the hub that hands them to watchers
 //! - `apply`: one log entry in, one answer out
+//! - `install`: a whole state from outside takes the place of this one
 
 mod alarm;
 mod apply;
 pub mod check;
 mod error;
+mod install;
 mod kv;
 pub mod lease;
 pub mod members;
@@ -26,6 +28,7 @@ pub mod watch;
 
 pub use apply::{Applied, ConfChanged, Config, Fatal, MemberChange, Response, State};
 pub use error::Error;
+pub use install::{Incoming, InstallError, Installed, LogEntry, Refusal, import_etcd_db};
 pub use kv::stream::RangeStream;
 pub use lease::Lessor;
 pub use members::Member;

@@ -80,12 +80,12 @@ struct DowngradeRow {
     enabled: bool,
 }
 
-fn is_false(value: &bool) -> bool {
+pub(crate) fn is_false(value: &bool) -> bool {
     !value
 }
 
 /// Go writes a list that was never filled as `null`.
-fn null_is_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+pub(crate) fn null_is_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
@@ -308,6 +308,31 @@ impl Cluster {
     pub(crate) fn is_at_least(&self, major: u64, minor: u64) -> bool {
         let mut parts = self.version.as_deref().unwrap_or_default().split('.').map(|part| part.parse().unwrap_or(0));
         (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (major, minor)
+    }
+
+    /// All rows.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        let removed = |id: &u64| (Table::MembersRemoved, row_key(*id), Some(b"removed".to_vec()));
+        let mut rows: Vec<Row> = self.members.keys().map(|id| self.row(*id)).collect();
+        rows.extend(self.removed.iter().map(removed));
+        if let Some(version) = &self.version {
+            rows.push((Table::Cluster, VERSION_ROW.to_vec(), Some(version.as_bytes().to_vec())));
+        }
+        if self.downgrade != pb::DowngradeInfo::default() {
+            let (enabled, target_version) = (self.downgrade.enabled, self.downgrade.target_version.clone());
+            let row = go_json(&DowngradeRow { target_version, enabled }).into_bytes();
+            rows.push((Table::Cluster, DOWNGRADE_ROW.to_vec(), Some(row)));
+        }
+        rows
+    }
+
+    /// Who votes and who learns. etcd changes its membership one by one, so there is never more to say.
+    pub(crate) fn conf_state(&self) -> raftpb::ConfState {
+        let ids = |learners: bool| {
+            let members = self.members.values().filter(move |member| member.is_learner == learners);
+            members.map(|member| member.id).collect()
+        };
+        raftpb::ConfState { voters: ids(false), learners: ids(true), auto_leave: Some(false), ..Default::default() }
     }
 
     fn row(&self, id: u64) -> Row {

@@ -1,13 +1,15 @@
 //! The membership as a v2 store: what `.snap` files carry since etcd 3.6.
 //!
 //! Older members read the membership from such a file, so it has the shape of a v2 store in which each fact was
-//! written by one operation: members first, then those removed, then the cluster version.
+//! written by one operation: members first, then those removed, then the cluster version. What is read may come from any
+//! etcd: of a store that older members have really used, only those nodes are looked at.
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 
-use crate::members::{Attributes, Cluster, go_json};
+use crate::members::{Attributes, Cluster, Member, go_json, is_false, null_is_empty};
 
 /// Slots of a v2 store's event history.
 const HISTORY: usize = 1_000;
@@ -107,11 +109,11 @@ struct Stats {
     watchers: u64,
 }
 
-#[derive(Serialize)]
-struct RaftAttributes<'a> {
-    #[serde(rename = "peerURLs")]
-    peer_urls: &'a [String],
-    #[serde(rename = "isLearner", skip_serializing_if = "std::ops::Not::not")]
+#[derive(Serialize, Deserialize)]
+struct RaftAttributes {
+    #[serde(default, rename = "peerURLs", deserialize_with = "null_is_empty")]
+    peer_urls: Vec<String>,
+    #[serde(default, rename = "isLearner", skip_serializing_if = "is_false")]
     is_learner: bool,
 }
 
@@ -179,7 +181,7 @@ pub(crate) fn json(cluster: &Cluster) -> Vec<u8> {
     let mut tree = Tree::new();
     for member in cluster.members.values() {
         let path = format!("/0/members/{:x}", member.id);
-        let raft = RaftAttributes { peer_urls: &member.peer_urls, is_learner: member.is_learner };
+        let raft = RaftAttributes { peer_urls: member.peer_urls.clone(), is_learner: member.is_learner };
         tree.write("create", format!("{path}/raftAttributes"), go_json(&raft));
         if !member.client_urls.is_empty() {
             let attributes = Attributes { name: member.name.clone(), client_urls: member.client_urls.clone() };
@@ -193,6 +195,95 @@ pub(crate) fn json(cluster: &Cluster) -> Vec<u8> {
         tree.write("set", "/0/version".into(), version.clone());
     }
     go_json(&tree.finish()).into_bytes()
+}
+
+/// What a v2 store says.
+#[derive(Debug)]
+pub(crate) struct Read {
+    /// The membership in it.
+    pub(crate) cluster: Cluster,
+    /// Whether users have keys, or users, in it.
+    pub(crate) has_keys: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ReadSnapshot {
+    root: ReadRoot,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ReadRoot {
+    children: ReadTop,
+}
+
+/// etcd's own tree, the keys of users, and the users.
+#[derive(Deserialize)]
+struct ReadTop {
+    #[serde(rename = "0")]
+    cluster: Option<ReadNode>,
+    #[serde(rename = "1")]
+    keys: Option<Skipped>,
+    #[serde(rename = "2")]
+    auth: Option<Skipped>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct ReadNode {
+    value: String,
+    children: Option<BTreeMap<String, ReadNode>>,
+}
+
+impl ReadNode {
+    fn child(&self, name: &str) -> Option<&ReadNode> {
+        self.children.as_ref()?.get(name)
+    }
+
+    /// Nodes whose names are member IDs.
+    fn by_id(&self, name: &str) -> impl Iterator<Item = Result<(u64, &ReadNode), String>> {
+        let children = self.child(name).and_then(|node| node.children.as_ref()).into_iter().flatten();
+        children.map(|(id, node)| {
+            let parsed = u64::from_str_radix(id, 16);
+            parsed.map(|id| (id, node)).map_err(|_| format!("/0: {id:?} is no member ID"))
+        })
+    }
+}
+
+/// A directory of which only counts whether it is empty.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Skipped {
+    children: Option<BTreeMap<String, IgnoredAny>>,
+}
+
+/// Reads a v2 store's JSON, as any etcd writes it.
+pub(crate) fn read(json: &[u8]) -> Result<Read, String> {
+    let tree: ReadSnapshot = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    let ReadTop { cluster: top, keys, auth } = tree.root.children;
+    let holds = |node: Option<Skipped>| node.and_then(|node| node.children).is_some_and(|nodes| !nodes.is_empty());
+    let has_keys = holds(keys) || holds(auth);
+    let top = top.unwrap_or_default();
+    let mut cluster = Cluster::default();
+    for found in top.by_id("members") {
+        let (id, node) = found?;
+        let bad = |what: &dyn std::fmt::Display| format!("/0/members/{id:x}: {what}");
+        let raft = node.child("raftAttributes").ok_or_else(|| bad(&"it has no raftAttributes"))?;
+        let raft: RaftAttributes = serde_json::from_str(&raft.value).map_err(|error| bad(&error))?;
+        let attributes: Attributes = match node.child("attributes") {
+            Some(attributes) => serde_json::from_str(&attributes.value).map_err(|error| bad(&error))?,
+            None => Attributes::default(),
+        };
+        let Attributes { name, client_urls } = attributes;
+        let RaftAttributes { peer_urls, is_learner } = raft;
+        cluster.members.insert(id, Member { id, peer_urls, is_learner, name, client_urls });
+    }
+    for found in top.by_id("removed_members") {
+        cluster.removed.insert(found?.0);
+    }
+    cluster.version = top.child("version").map(|node| node.value.clone()).filter(|version| !version.is_empty());
+    Ok(Read { cluster, has_keys })
 }
 
 #[cfg(test)]

@@ -35,8 +35,7 @@ pub struct RangeStream {
 impl RangeStream {
     pub(crate) fn begin(store: &Store, request: pb::RangeRequest, chunk_bytes: usize) -> Result<Self, Error> {
         let revision = store.revision();
-        let (pin, at) =
-            if request.revision > 0 { pin(store, request.revision, revision)? } else { pin_newest(store) };
+        let (pin, at) = if request.revision > 0 { pin(store, request.revision, revision)? } else { pin_newest(store) };
         let revision = revision.max(at);
         let rest = Some(KeyRange::from_wire(request.key.clone(), request.range_end.clone()));
         let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
