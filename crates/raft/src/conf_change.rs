@@ -9,7 +9,7 @@ use raft::eraftpb;
 #[error("conf change: {0}")]
 pub struct ConfChangeError(pub(crate) String);
 
-/// Decodes etcd's bytes with our own types; rust-protobuf never sees bytes from outside that we have not understood.
+/// Decodes etcd's bytes with our own types; rust-protobuf never sees bytes from outside.
 pub(crate) fn decode(data: &[u8]) -> Result<raftpb::ConfChange, ConfChangeError> {
     let change = raftpb::ConfChange::decode(data).map_err(|e| ConfChangeError(e.to_string()))?;
     match kind(&change) {

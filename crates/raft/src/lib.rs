@@ -15,9 +15,9 @@
 //! raft-rs is the port of etcd's library, for a network of its own kind. The differences are met here:
 //!
 //! - **Messages** from peers are checked before it sees them ([`message`]): it stops the process when one is impossible.
-//! - **Membership changes** keep etcd's bytes in the log and on the wire, though raft-rs numbers two types differently. What
-//!   a change means is decided from our own decoding ([`conf_change`]); raft-rs parses one only when it is proposed, to see
-//!   whether it is empty, and an unknown number does no harm there (and is refused before).
+//! - **Membership changes** keep etcd's bytes in the log and on the wire, though raft-rs numbers two types differently and
+//!   refuses a proposal with a number that it does not know. What a change means is decided from our own decoding
+//!   ([`conf_change`]), and raft-rs is kept from parsing any.
 //! - **A leader that was removed** goes on as one until somebody else leads, so that the others learn of the removal;
 //!   raft-rs would panic at the next acknowledgement. It hears of the change when the leadership ends. Until then we
 //!   drop proposals and reads.
@@ -393,7 +393,10 @@ impl Driver {
                 let heard = message.term > raft.term || (message.term == raft.term && !self.leads());
                 return if heard { Err(DriverError::LogLost { commit: message.commit, last }) } else { Ok(()) };
             }
-            MessageType::MsgAppendResponse if !message.reject && message.term == raft.term && message.index > last => {
+            // Only a leader is concerned: one that lost its tail in a crash may still get the answers to it.
+            MessageType::MsgAppendResponse
+                if self.leads() && !message.reject && message.term == raft.term && message.index > last =>
+            {
                 return Err(MessageError::BeyondLog { index: message.index, last }.into());
             }
             MessageType::MsgRequestVoteResponse if message.term == raft.term => {
@@ -724,20 +727,19 @@ fn from_raft(entry: &eraftpb::Entry) -> Entry {
         },
         term: entry.term,
         index: entry.index,
-        data: entry.data.clone(),
+        data: message::data_of(entry).clone(),
     }
 }
 
 fn to_raft(entry: Entry) -> eraftpb::Entry {
-    let mut out = eraftpb::Entry::default();
-    out.set_entry_type(match entry.kind {
+    let kind = match entry.kind {
         EntryKind::Normal => eraftpb::EntryType::EntryNormal,
         EntryKind::ConfChange => eraftpb::EntryType::EntryConfChange,
         EntryKind::ConfChangeV2 => eraftpb::EntryType::EntryConfChangeV2,
-    });
+    };
+    let mut out = message::entry_of(kind, entry.data);
     out.term = entry.term;
     out.index = entry.index;
-    out.data = entry.data;
     out
 }
 

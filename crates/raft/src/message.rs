@@ -169,7 +169,7 @@ pub(crate) fn to_wire(mut message: eraftpb::Message) -> raftpb::Message {
         term: some(message.term),
         log_term: some(message.log_term),
         index: some(message.index),
-        entries: message.take_entries().into_iter().map(entry_to_wire).collect(),
+        entries: message.get_entries().iter().map(entry_to_wire).collect(),
         commit: some(commit),
         vote: None,
         snapshot: message.has_snapshot().then(|| snapshot_to_wire(message.take_snapshot())),
@@ -180,12 +180,23 @@ pub(crate) fn to_wire(mut message: eraftpb::Message) -> raftpb::Message {
     }
 }
 
-/// An entry that has no place in the log yet.
+/// An entry that has no place in the log yet. A membership change is kept where raft-rs does not look, in the entry's context:
+/// it parses the data of a proposed one with rust-protobuf, and refuses etcd's numbers. Without data it takes it
+/// for a change of nothing, and all that it does for proposed changes (one at a time) stays as it is.
 pub(crate) fn entry_of(kind: eraftpb::EntryType, data: Bytes) -> eraftpb::Entry {
     let mut entry = eraftpb::Entry::default();
     entry.set_entry_type(kind);
-    entry.data = data;
+    if kind == eraftpb::EntryType::EntryNormal {
+        entry.data = data;
+    } else {
+        entry.context = data;
+    }
     entry
+}
+
+/// What [`entry_of`] was given.
+pub(crate) fn data_of(entry: &eraftpb::Entry) -> &Bytes {
+    if entry.get_entry_type() == eraftpb::EntryType::EntryNormal { &entry.data } else { &entry.context }
 }
 
 fn proposed(entries: Vec<raftpb::Entry>) -> Result<Vec<eraftpb::Entry>, MessageError> {
@@ -196,7 +207,6 @@ fn proposed(entries: Vec<raftpb::Entry>) -> Result<Vec<eraftpb::Entry>, MessageE
             let data = entry.data.unwrap_or_default();
             match kind {
                 eraftpb::EntryType::EntryNormal => {}
-                // A leader's raft-rs parses this with rust-protobuf; nothing gets there that we could not parse.
                 eraftpb::EntryType::EntryConfChange => drop(conf_change::decode(&data)?),
                 // etcd's members stop when they are to apply one.
                 eraftpb::EntryType::EntryConfChangeV2 => return Err(MessageError::EntryType(2)),
@@ -263,13 +273,14 @@ fn snapshot(snapshot: raftpb::Snapshot, message_term: u64) -> Result<eraftpb::Sn
     Ok(out)
 }
 
-fn entry_to_wire(entry: eraftpb::Entry) -> raftpb::Entry {
+fn entry_to_wire(entry: &eraftpb::Entry) -> raftpb::Entry {
     let kind = entry.get_entry_type() as i32;
+    let data = data_of(entry);
     raftpb::Entry {
         term: (entry.term != 0).then_some(entry.term),
         index: (entry.index != 0).then_some(entry.index),
         r#type: (kind != 0).then_some(kind),
-        data: (!entry.data.is_empty()).then_some(entry.data),
+        data: (!data.is_empty()).then(|| data.clone()),
     }
 }
 
