@@ -408,6 +408,8 @@ impl Driver {
                     return Ok(());
                 }
             }
+            // It is for leaders; raft-rs panics when it is to pass one on.
+            MessageType::MsgTransferLeader if !self.leads() => return Ok(()),
             // Either may make a sole voter lead at once, and a member campaign.
             MessageType::MsgTimeoutNow | MessageType::MsgRequestPreVoteResponse if !self.may_campaign() => {
                 return Ok(());

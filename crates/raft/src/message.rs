@@ -169,7 +169,7 @@ pub(crate) fn to_wire(mut message: eraftpb::Message) -> raftpb::Message {
         term: some(message.term),
         log_term: some(message.log_term),
         index: some(message.index),
-        entries: message.get_entries().iter().map(entry_to_wire).collect(),
+        entries: message.take_entries().into_iter().map(entry_to_wire).collect(),
         commit: some(commit),
         vote: None,
         snapshot: message.has_snapshot().then(|| snapshot_to_wire(message.take_snapshot())),
@@ -265,22 +265,21 @@ fn snapshot(snapshot: raftpb::Snapshot, message_term: u64) -> Result<eraftpb::Sn
     if let Err(reason) = conf_change::check(&conf_state) {
         return refuse(reason);
     }
-    let mut out = eraftpb::Snapshot::default();
-    out.data = snapshot.data.unwrap_or_default();
+    let mut out = eraftpb::Snapshot { data: snapshot.data.unwrap_or_default(), ..eraftpb::Snapshot::default() };
     out.mut_metadata().index = index;
     out.mut_metadata().term = term;
     out.mut_metadata().set_conf_state(conf_change::conf_state_to_raft(&conf_state));
     Ok(out)
 }
 
-fn entry_to_wire(entry: &eraftpb::Entry) -> raftpb::Entry {
+fn entry_to_wire(entry: eraftpb::Entry) -> raftpb::Entry {
     let kind = entry.get_entry_type() as i32;
-    let data = data_of(entry);
+    let data = if kind == 0 { entry.data } else { entry.context };
     raftpb::Entry {
         term: (entry.term != 0).then_some(entry.term),
         index: (entry.index != 0).then_some(entry.index),
         r#type: (kind != 0).then_some(kind),
-        data: (!data.is_empty()).then(|| data.clone()),
+        data: (!data.is_empty()).then_some(data),
     }
 }
 

@@ -4,8 +4,10 @@
 //! what must always be true; the other modules each make a row of promises.
 
 mod elections;
+mod hostile;
 mod membership;
 mod net;
 mod random;
 mod reads;
 mod replication;
+mod wire;
