@@ -115,6 +115,11 @@ impl<W: Write> Writer<W> {
         self.builder.item(key.len(), value.len(), key, value)
     }
 
+    /// The shape that the file was planned to have.
+    pub fn layout(&self) -> Layout {
+        self.builder.plan.expect("a writer always has a plan")
+    }
+
     /// What has been handed to `out` so far stays there; a caller whose `out` is a `Vec` can take it away here.
     pub fn out_mut(&mut self) -> &mut W {
         &mut self.builder.out
@@ -122,7 +127,7 @@ impl<W: Write> Writer<W> {
 
     /// Writes what is left and hands back `out`, not flushed.
     pub fn finish(self) -> Result<W, WriteError> {
-        let Some(plan) = self.builder.plan else { unreachable!("a writer always has a plan") };
+        let plan = self.layout();
         let (out, root, pages) = self.builder.finish()?;
         if (root, pages) != (plan.root, plan.pages) {
             return Err(WriteError::OffPlan { planned_pages: plan.pages, planned_root: plan.root, pages, root });

@@ -18,7 +18,7 @@ use wal::Entry;
 use crate::applier::Runner;
 use crate::consensus::Event;
 use crate::drive::Core;
-use crate::image::Image;
+use crate::image;
 use crate::log_writer::LogJob;
 use crate::queue::{PushError, Queue};
 use crate::upkeep::UpkeepJob;
@@ -259,9 +259,9 @@ impl Node {
     }
 
     /// The state as it is between two entries.
-    fn image(&self) -> Image {
+    fn image(&self) -> state::Image {
         let conf_state = self.between_entries.lock();
-        Image::take(&self.reader, self.applied.load(Ordering::SeqCst), self.term(), &conf_state)
+        state::Image::take(&self.reader, self.applied.load(Ordering::SeqCst), &conf_state)
     }
 
     fn refuse(&self, request: &pb::InternalRaftRequest, backlog: u64) -> Option<Error> {
@@ -415,11 +415,11 @@ impl Member for Node {
     }
 
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, Error> {
-        Ok(Box::new(self.image().stream()?))
+        Ok(Box::new(image::stream(self.image())?))
     }
 
     fn hash(&self) -> Result<u32, Error> {
-        self.image().hash()
+        image::hash(&self.image())
     }
 
     /// There is nothing to do: space comes back in the background all the time.

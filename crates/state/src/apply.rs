@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -153,8 +154,15 @@ impl State {
         let alarms = Alarms::restore(&store)?;
         let feed = Feed::new(&store);
         let quota_bytes = quota::limit(config.quota_bytes);
-        let shared =
-            Shared { store, lessor, feed, cluster: RwLock::new(cluster), alarms: RwLock::new(alarms), quota_bytes };
+        let shared = Shared {
+            store,
+            lessor,
+            feed,
+            cluster: RwLock::new(cluster),
+            alarms: RwLock::new(alarms),
+            applied_term: AtomicU64::new(mark.term),
+            quota_bytes,
+        };
         let shared = Arc::new(shared);
         let state = Self {
             writer,
@@ -181,7 +189,7 @@ impl State {
                 Applied { request_id: request.id(), result, raise_no_space: false }
             }
         };
-        (self.applied_index, self.applied_term) = (index, term);
+        self.advance(index, term);
         self.mark();
         Ok(applied)
     }
@@ -201,9 +209,10 @@ impl State {
             let members = self.shared.cluster.read().list();
             return Ok(ConfChanged { request_id: 0, change: MemberChange::None, result: Ok(members) });
         }
-        let mut cluster = self.shared.cluster.write();
+        let shared = Arc::clone(&self.shared);
+        let mut cluster = shared.cluster.write();
         let planned = cluster.plan(change).map_err(|what| Fatal::BadEntry { index, what })?;
-        (self.applied_index, self.applied_term) = (index, term);
+        self.advance(index, term);
         let planned = match planned {
             Ok(planned) => planned,
             Err(error) => {
@@ -253,6 +262,14 @@ impl State {
     /// Syncs and writes an index checkpoint for a fast next start.
     pub fn close(self) -> Result<(), Fatal> {
         Ok(self.writer.close()?)
+    }
+
+    pub(crate) fn advance(&mut self, index: u64, term: u64) {
+        self.applied_index = index;
+        if term != self.applied_term {
+            self.applied_term = term;
+            self.shared.applied_term.store(term, Ordering::Release);
+        }
     }
 
     fn mark(&mut self) {

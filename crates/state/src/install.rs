@@ -434,8 +434,7 @@ impl State {
             shared.lessor.adopt(tables.lessor);
             (*cluster, *alarms) = (tables.cluster, tables.alarms);
         })?;
-        self.applied_index = installed.mark.index;
-        self.applied_term = installed.mark.term;
+        self.advance(installed.mark.index, installed.mark.term);
         self.conf_state = installed.mark.conf_state.clone();
         Ok(installed)
     }

@@ -11,12 +11,14 @@
 //! - [`members`]: who belongs to the cluster; IDs
 //! - [`watch`]: the feed of events and the hub that hands them to watchers
 //! - `apply`: one log entry in, one answer out
+//! - `image`: this state as a file, on its way to others
 //! - `install`: a whole state from outside takes the place of this one
 
 mod alarm;
 mod apply;
 pub mod check;
 mod error;
+mod image;
 mod install;
 mod kv;
 pub mod lease;
@@ -28,6 +30,7 @@ pub mod watch;
 
 pub use apply::{Applied, ConfChanged, Config, Fatal, MemberChange, Response, State};
 pub use error::Error;
+pub use image::{Image, ImageError, Pieces};
 pub use install::{Incoming, InstallError, Installed, LogEntry, Refusal, import_etcd_db};
 pub use kv::stream::RangeStream;
 pub use lease::Lessor;

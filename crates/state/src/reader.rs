@@ -1,6 +1,7 @@
 //! Reading beside the applying side.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BytesMut;
 use parking_lot::RwLock;
@@ -21,6 +22,8 @@ pub(crate) struct Shared {
     pub(crate) feed: Feed,
     pub(crate) cluster: RwLock<Cluster>,
     pub(crate) alarms: RwLock<Alarms>,
+    /// The term of the last applied entry.
+    pub(crate) applied_term: AtomicU64,
     /// Bytes; 0 = no quota.
     pub(crate) quota_bytes: i64,
 }
@@ -98,6 +101,11 @@ impl Reader {
     /// The revision of the last compaction; -1 = never.
     pub fn compact_revision(&self) -> i64 {
         self.0.store.compact_revision()
+    }
+
+    /// The term of the last applied log entry.
+    pub fn applied_term(&self) -> u64 {
+        self.0.applied_term.load(Ordering::Acquire)
     }
 
     /// The store underneath.

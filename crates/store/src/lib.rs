@@ -54,6 +54,7 @@ mod stream;
 mod tables;
 
 pub use replace::{Ready, Replacement};
+pub use stream::Versions;
 
 /// A point in the history of the store. A transaction that writes advances `main` by one, however many keys it
 /// touches; `sub` counts its changes, from 0.

@@ -203,15 +203,6 @@ pub(crate) enum Payload<'a> {
     Shared(&'a Bytes),
 }
 
-impl Payload<'_> {
-    fn to_bytes(self) -> Bytes {
-        match self {
-            Self::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
-            Self::Shared(bytes) => bytes.clone(),
-        }
-    }
-}
-
 impl std::ops::Deref for Payload<'_> {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
@@ -401,21 +392,38 @@ impl Store {
         each: &mut dyn FnMut(Revision, bool, Bytes) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
         let (compacted, pin) = self.pin_compacted();
-        pin.store().export_as_of(compacted, pin.store().checked_revision(at)?, each)
+        let mut versions = pin.store().versions(compacted, pin.store().checked_revision(at)?);
+        versions.walk(|revision, deleted, payload| each(revision, deleted, Bytes::copy_from_slice(payload)))?;
+        Ok(())
     }
 
-    /// The same as it was when `compacted` was the newest compaction, so that two walks give the same versions although
-    /// another compaction is asked for in between. The caller holds a [`Pin`] at `compacted` over all of them, and asks its
-    /// store.
-    pub fn export_as_of(
-        &self,
-        compacted: i64,
-        at: i64,
-        each: &mut dyn FnMut(Revision, bool, Bytes) -> ControlFlow<()>,
-    ) -> Result<(), StoreError> {
-        let inner = self.inner();
-        History::new(&inner.files, i64::MIN).walk(&mut |revision, deleted, location, payload| {
+    /// The same as it was when `compacted` was the newest compaction, to be walked through in parts; two walks give the
+    /// same versions although another compaction is asked for in between. The caller holds a [`Pin`] at `compacted` over
+    /// all of them, and asks its store.
+    pub fn versions(&self, compacted: i64, at: i64) -> Versions {
+        let store = self.view();
+        let history = History::new(&store.inner().files, i64::MIN);
+        Versions { store, history, compacted, at }
+    }
+}
+
+/// A walk through all versions in revision order; see [`Store::versions`].
+#[derive(Debug)]
+pub struct Versions {
+    store: Store,
+    history: History,
+    compacted: i64,
+    at: i64,
+}
+
+impl Versions {
+    /// Visits versions from where the last walk stopped, until `each` breaks. Whether the end has been reached.
+    pub fn walk(&mut self, mut each: impl FnMut(Revision, bool, &[u8]) -> ControlFlow<()>) -> Result<bool, StoreError> {
+        let (inner, compacted, at) = (self.store.inner(), self.compacted, self.at);
+        let mut is_beyond = false;
+        let ended = self.history.walk(&mut |revision, deleted, location, payload| {
             if revision.main > at {
+                is_beyond = true;
                 return Ok(ControlFlow::Break(()));
             }
             if revision.main <= compacted
@@ -423,9 +431,9 @@ impl Store {
             {
                 return Ok(ControlFlow::Continue(()));
             }
-            Ok(each(revision, deleted, payload.to_bytes()))
+            Ok(each(revision, deleted, &payload))
         })?;
-        Ok(())
+        Ok(ended || is_beyond)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The hub against a list of everything that ever happened, under random operations.
 //!
+//! Beside the member under test there is another one that is ahead of it from time to time; then its state is installed.
+//!
 //! What must hold: a watcher gets every event of its keys from its start on, once, in order, a revision as a whole; no
 //! header promises more than was sent; and whoever resumes after a restart where it stopped misses nothing.
 
@@ -8,17 +10,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use disk::{Disk, MemDisk};
+use disk::{Disk, MemDisk, Open};
 use prost::Message;
 use proto::etcdserverpb as pb;
 use proto::etcdserverpb::request_op::Request as Op;
 use proto::mvccpb::{self, KeyValue, event::EventType};
+use proto::raftpb;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use store::{Options, Store};
 
 use super::{Hub, Output, OutputKind, StreamId, WatchCreate};
-use crate::{Config, Reader, State};
+use crate::{Config, Image, Incoming, Reader, State};
 
 const KEYS: [&str; 6] = ["a", "aa", "ab", "b", "c", "ca"];
 const STREAMS: StreamId = 4;
@@ -55,6 +58,8 @@ struct World {
     state: State,
     reader: Reader,
     hub: Hub,
+    /// The other member, with all entries applied.
+    leader: (State, Reader),
     index: u64,
     /// Every event, with the pair before its revision.
     history: Vec<mvccpb::Event>,
@@ -62,6 +67,9 @@ struct World {
     clients: BTreeMap<(StreamId, i64), Client>,
     ready: [bool; STREAMS as usize],
     canceled: usize,
+    /// Only the other member gets entries.
+    is_cut_off: bool,
+    installs: usize,
 }
 
 fn open(disk: &Arc<dyn Disk>) -> (State, Reader, Hub) {
@@ -79,7 +87,11 @@ impl World {
     fn new(seed: u64) -> Self {
         let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
         let (state, reader, hub) = open(&disk);
+        let (leader, leading, _) = open(&(Arc::new(MemDisk::new()) as Arc<dyn Disk>));
         Self {
+            leader: (leader, leading),
+            is_cut_off: false,
+            installs: 0,
             random: StdRng::seed_from_u64(seed),
             disk,
             state,
@@ -100,13 +112,49 @@ impl World {
 
     fn apply(&mut self, request: pb::InternalRaftRequest) {
         self.index += 1;
-        self.state.apply(self.index, 1, &request.encode_to_vec().into()).unwrap().result.unwrap();
+        let data = request.encode_to_vec().into();
+        self.leader.0.apply(self.index, 1, &data).unwrap().result.unwrap();
+        if !self.is_cut_off {
+            self.state.apply(self.index, 1, &data).unwrap().result.unwrap();
+        }
+    }
+
+    fn compact(&mut self) {
+        let leading = &self.leader.1;
+        let (from, to) = (leading.compact_revision() + 1, leading.revision());
+        if from < to {
+            let revision = self.random.random_range(from..=to);
+            let request = pb::CompactionRequest { revision, physical: false };
+            self.apply(pb::InternalRaftRequest { compaction: Some(request), ..Default::default() });
+        }
+    }
+
+    /// The other member goes on alone for a while; then this one gets its state.
+    fn install(&mut self) {
+        self.is_cut_off = true;
+        for _ in 0..self.random.random_range(1..20) {
+            if self.random.random_bool(0.1) { self.compact() } else { self.write() }
+        }
+        self.is_cut_off = false;
+        let conf_state = raftpb::ConfState { voters: vec![1, 2], ..Default::default() };
+        let image = Image::take(&self.leader.1, self.index, &conf_state);
+        let (index, term, v2_json) = (image.index(), image.term(), image.v2_json().clone());
+        let file = MemDisk::new().open(Path::new("db"), Open::CreateNew).unwrap();
+        for piece in image.into_pieces() {
+            file.write_at(&piece.unwrap(), file.len().unwrap()).unwrap();
+        }
+        let incoming = Incoming { name: "db", file, v2_json: &v2_json, index, term };
+        let installed = self.state.install(&incoming, &conf_state).unwrap();
+        assert_eq!((installed.mark.index, installed.revision), (self.index, self.reader.revision()));
+        assert_eq!(self.reader.revision(), self.leader.1.revision());
+        assert_eq!(self.reader.hash_kv(0).unwrap(), self.leader.1.hash_kv(0).unwrap());
+        self.installs += 1;
     }
 
     /// A transaction that puts or deletes a few different keys.
     fn write(&mut self) {
         let before = self.live.clone();
-        let revision = self.reader.revision() + 1;
+        let revision = self.leader.1.revision() + 1;
         let mut ops = Vec::new();
         let first = self.random.random_range(0..KEYS.len());
         for n in 0..self.random.random_range(1..4) {
@@ -292,16 +340,11 @@ impl World {
                 self.clients.retain(|id, _| id.0 != stream);
             }
             94 => self.restart(),
-            95..97 => {
-                let (from, to) = (self.reader.compact_revision() + 1, self.reader.revision());
-                if from < to {
-                    let revision = self.random.random_range(from..=to);
-                    let request = pb::CompactionRequest { revision, physical: false };
-                    self.apply(pb::InternalRaftRequest { compaction: Some(request), ..Default::default() });
-                }
-            }
+            95..97 => self.compact(),
+            97 => self.install(),
             _ => {
                 self.reader.store().maintain().unwrap();
+                self.leader.1.store().maintain().unwrap();
             }
         }
     }
@@ -309,7 +352,7 @@ impl World {
 
 #[test]
 fn watchers_get_everything_once_and_in_order() {
-    let mut canceled = 0;
+    let (mut canceled, mut installs) = (0, 0);
     for seed in 0..150 {
         println!("seed {seed}"); // shown if the test fails
         let mut world = World::new(seed);
@@ -326,6 +369,8 @@ fn watchers_get_everything_once_and_in_order() {
         }
         assert_eq!(world.hub.watchers(), (world.clients.len(), 0), "everybody has caught up");
         canceled += world.canceled;
+        installs += world.installs;
     }
+    assert!(installs > 150, "{installs} states were installed");
     assert!(canceled > 0, "some watchers needed history that was compacted");
 }
