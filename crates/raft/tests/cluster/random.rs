@@ -74,11 +74,7 @@ fn step(net: &mut Net, rng: &mut StdRng, next_id: &mut u64) {
             net.driver(id).transfer_leader(to);
         }
         993..994 if id != 0 => net.driver(id).step_down(),
-        994..996 if id != 0 => {
-            if net.driver(id).leader_lost() == Some(0) {
-                net.driver(id).campaign();
-            }
-        }
+        994..996 if id != 0 && net.driver(id).leader_lost() == Some(0) => net.driver(id).campaign(),
         996..997 if id != 0 => {
             let to = any(rng);
             net.driver(id).report_unreachable(to);
