@@ -133,6 +133,26 @@ fn a_log_that_does_not_reach_the_applied_index_is_refused() {
     assert!(error.to_string().contains("outside the log, which holds 1..=1"), "{error}");
 }
 
+/// raft-rs would stop the process.
+#[test]
+fn a_membership_that_cannot_be_is_refused() {
+    for voters in [vec![1, 1], vec![0, 1]] {
+        let conf_state = raftpb::ConfState { voters, ..Default::default() };
+        let error = Driver::new(config(0), Start { conf_state, ..Start::default() }).expect_err("refused");
+        assert!(error.to_string().starts_with("cannot start consensus: its membership names"), "{error}");
+    }
+}
+
+/// Entries are written before the hard state that comes with them, and a torn write ends between the two.
+#[test]
+fn a_term_that_only_the_log_knows_is_remembered_without_a_vote() {
+    let mut start = bootstrap();
+    start.hard_state.vote = 7;
+    start.entries.push(Entry { term: 5, index: 2, ..Entry::default() });
+    let driver = Driver::new(config(0), start).expect("starts");
+    assert_eq!(driver.hard_state(), HardState { term: 5, vote: 0, commit: 1 });
+}
+
 #[test]
 fn compaction_keeps_the_term_before_the_first_entry() {
     let mut driver = leader();

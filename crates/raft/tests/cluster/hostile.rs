@@ -164,6 +164,10 @@ fn life(seed: u64, tally: &mut Tally) {
                 }
             }
         }
+        // Several things may happen in a turn.
+        if rng.random_range(0..4) == 0 {
+            continue;
+        }
         let mut turns = 0;
         while let Some(effects) = driver.ready() {
             unsynced.push(effects.number);

@@ -117,3 +117,30 @@ fn a_removed_leader_that_is_deposed_never_campaigns_again() {
     assert_eq!(net.status(1).role, Role::Follower);
     assert_eq!(net.leader(), Some(2));
 }
+
+/// raft-rs would panic if it won.
+#[test]
+fn a_candidate_that_learns_of_its_removal_gives_up() {
+    let mut net = Net::led(3);
+    net.driver(1).propose_conf_change(change(ConfChangeType::ConfChangeRemoveNode, 3)).expect("taken");
+    let index = net.status(1).last_index;
+    // Member 3 has the committed entry, and its state machine is just about to say what is in it.
+    for _ in 0..10 {
+        for id in 1..=3 {
+            net.collect(id);
+            net.sync(id, usize::MAX);
+        }
+        for packet in std::mem::take(&mut net.wire) {
+            net.deliver(packet);
+        }
+    }
+    assert_eq!(net.status(3).commit_index, index);
+    net.driver(3).applied(index);
+    net.driver(3).campaign();
+    assert_eq!(net.status(3).role, Role::PreCandidate);
+    net.apply(3, usize::MAX);
+    let status = net.status(3);
+    assert_eq!((status.role, status.voter), (Role::Follower, false));
+    net.driver(3).campaign();
+    assert_eq!(net.status(3).role, Role::Follower);
+}

@@ -331,24 +331,38 @@ impl Net {
 
     /// Syncs the first `batches` of a member's waiting writes.
     pub(crate) fn sync(&mut self, id: u64, batches: usize) -> bool {
-        let Some(member) = self.members.get_mut(&id) else { return false };
+        let batches = self.write(id, batches);
+        let Some(last) = batches.last() else { return false };
+        self.driver(id).persisted(last.number);
+        for message in batches.into_iter().flat_map(|effects| effects.promises) {
+            self.send(id, message);
+        }
+        true
+    }
+
+    /// As [`Net::sync`] for all that waits, but the driver is not told; the numbers of the batches are the caller's to tell.
+    pub(crate) fn sync_without_receipt(&mut self, id: u64) -> Vec<u64> {
+        let batches = self.write(id, usize::MAX);
+        let numbers = batches.iter().map(|effects| effects.number).collect();
+        for message in batches.into_iter().flat_map(|effects| effects.promises) {
+            self.send(id, message);
+        }
+        numbers
+    }
+
+    fn write(&mut self, id: u64, batches: usize) -> Vec<Effects> {
+        let Some(member) = self.members.get_mut(&id) else { return Vec::new() };
         if member.driver.is_none() || self.hung.contains(&id) {
-            return false;
+            return Vec::new();
         }
         let batches: Vec<Effects> = member.unsynced.drain(..batches.min(member.unsynced.len())).collect();
-        let Some(last) = batches.last() else { return false };
-        let number = last.number;
         for effects in &batches {
             member.disk.write(effects);
             if let Some(snapshot) = &effects.snapshot {
                 member.jobs.push_back(Job::Install(App::from(snapshot)));
             }
         }
-        self.driver(id).persisted(number);
-        for message in batches.into_iter().flat_map(|effects| effects.promises) {
-            self.send(id, message);
-        }
-        true
+        batches
     }
 
     /// Applies up to `jobs` of what is committed.
