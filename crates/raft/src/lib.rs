@@ -14,10 +14,10 @@
 //! # What raft-rs leaves to us
 //! raft-rs is the port of etcd's library, for a network of its own kind. The differences are met here:
 //!
-//! - **Messages** from peers are checked before it sees them ([`message`]): it stops the process when one is impossible.
+//! - **Messages** from peers are checked before it sees them (`message.rs`): it stops the process when one is impossible.
 //! - **Membership changes** keep etcd's bytes in the log and on the wire, though raft-rs numbers two types differently and
 //!   refuses a proposal with a number that it does not know. What a change means is decided from our own decoding
-//!   ([`conf_change`]), and raft-rs is kept from parsing any.
+//!   (`conf_change.rs`), and raft-rs is kept from parsing any.
 //! - **A leader that was removed** goes on as one until somebody else leads, so that the others learn of the removal;
 //!   raft-rs would panic at the next acknowledgement. It hears of the change when the leadership ends. Until then we
 //!   drop proposals and reads.
