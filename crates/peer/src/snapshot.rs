@@ -334,7 +334,7 @@ async fn receive_message(body: &mut Incoming) -> Result<(Message, Bytes), Receiv
                     gathered.extend_from_slice(&piece);
                 }
             }
-            Ok(None) if length.is_none() && gathered.is_empty() => return Err(ReceiveError::Undecodable("EOF")),
+            Ok(None) if gathered.is_empty() => return Err(ReceiveError::Undecodable("EOF")),
             Ok(None | Some(Err(_))) => return Err(ReceiveError::Undecodable("unexpected EOF")),
             Err(_) => return Err(ReceiveError::Undecodable("i/o timeout")),
         }

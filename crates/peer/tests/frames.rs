@@ -73,7 +73,8 @@ fn appends_of_etcd_3_7_are_understood_and_encoded_byte_for_byte() {
 #[test]
 fn the_other_messages_are_understood_and_link_heartbeats_left_out() {
     use MessageType as Type;
-    let cases: [(&[u8], u64, &[(MessageType, usize)]); 2] = [
+    type Counts = &'static [(MessageType, usize)];
+    let cases: [(&[u8], u64, Counts); 2] = [
         (
             include_bytes!("data/message-3.4.23.bin"),
             0xb76385ab29d7ecff,

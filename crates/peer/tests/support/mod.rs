@@ -219,14 +219,18 @@ impl Member {
         (a, b)
     }
 
-    /// Waits until both streams to `other` are there. A message that went another way has no stream's bytes: an append
-    /// that continues the one before is shorter by its head.
+    /// Waits until both streams to `other` are there.
     pub fn wait_until_streams_to(&self, other: &Member) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.transport.open_streams(other.id) < 2 {
-            assert!(Instant::now() < deadline, "no streams from {} to {}", self.id, other.id);
-            std::thread::yield_now();
-        }
+        wait_until("the streams are there", || self.transport.open_streams(other.id) == 2);
+    }
+}
+
+/// Looks every now and then until something holds.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not reached: {what}");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -261,4 +265,86 @@ pub fn append(from: u64, to: u64, index: u64, data: impl Into<bytes::Bytes>) -> 
         entries: vec![entry],
         ..Message::default()
     }
+}
+
+/// An answer as it came over the wire.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reply {
+    /// 0 when the connection was closed without an answer.
+    pub status: u16,
+    /// Lines, sorted, without those that differ from one answer to the next.
+    pub headers: Vec<String>,
+    pub body: String,
+}
+
+/// Sends bytes on a new connection and reads what comes until it is closed, or until as much came as was announced.
+pub fn exchange(address: SocketAddr, request: &[u8]) -> Reply {
+    use std::io::Write;
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    // A server that refuses early may close before it has read everything.
+    let _ = stream.write_all(request);
+    read_reply(&mut stream, request.starts_with(b"HEAD"))
+}
+
+fn read_reply(stream: &mut std::net::TcpStream, is_head: bool) -> Reply {
+    let mut raw = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        if let Some(end) = raw.windows(4).position(|window| window == b"\r\n\r\n") {
+            let head = String::from_utf8(raw[..end].to_vec()).unwrap();
+            let mut lines = head.lines();
+            let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+            let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok());
+            let wanted = if is_head { 0 } else { length.unwrap_or(0) };
+            if raw.len() - end - 4 >= wanted {
+                let mut headers: Vec<_> = lines
+                    .filter(|line| !line.starts_with("Date:") && !line.starts_with("Connection:"))
+                    .map(str::to_owned)
+                    .collect();
+                headers.sort();
+                return Reply { status, headers, body: String::from_utf8_lossy(&raw[end + 4..]).into_owned() };
+            }
+        }
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => return Reply::default(),
+            Ok(count) => raw.extend_from_slice(&buffer[..count]),
+        }
+    }
+}
+
+/// A request with the headers by which a member introduces itself; `changes` replaces some, an empty value leaves one
+/// out.
+pub fn request(
+    method: &str,
+    path: &str,
+    introduction: &[(&str, String)],
+    changes: &[(&str, &str)],
+    body: &[u8],
+) -> Vec<u8> {
+    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n");
+    for (name, value) in introduction {
+        if !changes.iter().any(|(changed, _)| changed == name) {
+            request += &format!("{name}: {value}\r\n");
+        }
+    }
+    for (name, value) in changes.iter().filter(|(_, value)| !value.is_empty()) {
+        request += &format!("{name}: {value}\r\n");
+    }
+    if !body.is_empty() {
+        request += &format!("Content-Length: {}\r\n", body.len());
+    }
+    request += "\r\n";
+    [request.as_bytes(), body].concat()
+}
+
+/// The headers of a member of 3.4.
+pub fn introduction(cluster: u64, from: u64, to: u64) -> Vec<(&'static str, String)> {
+    vec![
+        ("X-Etcd-Cluster-Id", format!("{cluster:x}")),
+        ("X-Server-From", format!("{from:x}")),
+        ("X-Server-Version", "3.4.23".into()),
+        ("X-Min-Cluster-Version", "3.0.0".into()),
+        ("X-Raft-To", format!("{to:x}")),
+    ]
 }
