@@ -143,13 +143,17 @@ fn a_removed_member_is_told_so() {
     assert!(b.local.look(|told| told.messages.is_empty()));
 }
 
+/// Nothing is given up between members that have nothing to say, whatever has a deadline.
 #[test]
-fn probes_measure_the_round_trip() {
+fn idle_members_stay_connected_and_probe_each_other() {
     let (a, b) = Member::pair();
-    a.local.wait_for("a probe", |told| (told.round_trips > 0).then_some(()));
+    let since = [a.transport.active_since(2), b.transport.active_since(1)];
+    a.local.wait_for("probes beyond every deadline", |told| (told.round_trips == 3).then_some(()));
+    assert_eq!([a.transport.active_since(2), b.transport.active_since(1)], since);
     let (id, status) = a.transport.statuses().remove(0);
-    assert_eq!(id, b.id);
+    assert_eq!((id, status.disconnects, status.receive_failures), (2, 0, 0));
     assert!(status.round_trip.is_some_and(|took| took < Duration::from_secs(1)));
+    assert!(a.local.look(|told| told.unreachable.is_empty() && told.gone.is_empty()));
 }
 
 /// A process that is killed closes its connections; one that is stopped does not.
