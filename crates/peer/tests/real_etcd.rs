@@ -1,6 +1,6 @@
-//! A transport beside a real etcd 3.4: the same answers to the same requests, and a learner that follows it.
+//! A transport beside a real etcd 3.4 (or 3.5): the same answers to the same requests, and a learner that follows it.
 //!
-//! Needs an etcd 3.4 at `/usr/bin/etcd` (or where `ETCD_3_4` says); otherwise these tests say so and pass.
+//! Needs one at `/usr/bin/etcd` (or where `ETCD_3_4` says); otherwise these tests say so and pass.
 
 mod support;
 
@@ -105,9 +105,10 @@ fn base64_of_three(text: &str) -> String {
 #[test]
 fn the_peer_port_answers_as_the_real_one_does() {
     let Some(etcd) = Etcd::start(&[]) else { return };
+    let version = blocking(Caller::new(PATIENCE).version(&etcd.peer_url())).unwrap().unwrap().server.leak();
     let ours = Member::start_at(etcd.id, TcpListener::bind("127.0.0.1:0").unwrap(), |config| {
         config.cluster_id = etcd.cluster_id;
-        config.server_version = "3.4.23";
+        config.server_version = version;
     });
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let learner = etcd.add_learner(nobody);
@@ -406,7 +407,7 @@ fn a_real_leader_sends_a_snapshot() {
     });
     etcd.put(777);
     learner.wait_for("what follows the snapshot", holds(b"777"));
-    assert!(learner.log.lock().len() as u64 > index);
+    wait_until("the learner has it", || learner.log.lock().len() as u64 > index);
     etcd.call("/v3/cluster/member/remove", &serde_json::json!({"ID": id.to_string()}));
     learner.transport.wait().stop();
 }
