@@ -64,14 +64,6 @@ where
     let _ = serve_http1(io, &worker, Port::Metrics).await;
 }
 
-/// Serves a connection to the peer port, as far as it asks for the version or the members.
-pub async fn serve_peer<I>(io: I, worker: Rc<Worker>)
-where
-    I: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    let _ = serve_http1(io, &worker, Port::Peer).await;
-}
-
 /// Reads until it is clear whether the client speaks HTTP/2.
 async fn read_greeting(io: &mut (impl AsyncRead + Unpin)) -> io::Result<(Bytes, bool)> {
     let mut greeting = [0; PREFACE.len()];

@@ -24,7 +24,7 @@ pub mod ops;
 pub mod status;
 pub mod worker;
 
-pub use conn::{serve_connection, serve_metrics, serve_peer};
+pub use conn::{serve_connection, serve_metrics};
 pub use mailbox::{Outbox, Reply};
 pub use member::{Answer, Identity, Limits, Member, MemberChange, Outcome, SnapshotSource, Status, TimeToLive};
 pub use metrics::Metrics;

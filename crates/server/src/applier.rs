@@ -1,22 +1,62 @@
 //! The apply actor: the only writer of the state. A thread runs it, and for little things the log's thread.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use api::{Answer, Outbox};
+use disk::{Disk, Open};
 use prost::Message as _;
 use proto::raftpb;
-use state::{Applied, Error, Fatal, MemberChange, Reader, Response, State};
+use state::{Applied, Error, Fatal, Incoming, InstallError, Installed, MemberChange, Reader, Refusal, Response, State};
+use wal::snap::SnapFile;
 use wal::{Entry, EntryKind};
 
 use crate::consensus::Event;
 use crate::member::Node;
 use crate::upkeep::UpkeepJob;
 
+/// Why the apply actor cannot go on.
+#[derive(Debug, thiserror::Error)]
+enum ApplyError {
+    #[error("apply: {0}")]
+    Fatal(#[from] Fatal),
+    #[error("install snapshot: {0}")]
+    Install(#[from] InstallError),
+}
+
 /// What was applied is handed to the file system after this long at the latest, so that a restart replays little.
 const FLUSH_AFTER: Duration = Duration::from_millis(100);
+
+/// Work for the apply actor.
+#[derive(Debug)]
+pub(crate) enum ApplyJob {
+    /// Committed entries, in order.
+    Entries(Vec<Entry>),
+    /// A snapshot from the leader takes the place of the state. Its bbolt file lies in the snapshot directory.
+    Install(raft_driver::Snapshot),
+}
+
+/// The bbolt file that comes with the snapshot at this index, as etcd names it.
+pub(crate) fn snapshot_file_name(index: u64) -> String {
+    format!("{index:016x}.snap.db")
+}
+
+/// Replaces the state by the bbolt file at `path`, which came with this snapshot.
+pub(crate) fn install_file(
+    disk: &dyn Disk,
+    state: &mut State,
+    path: &Path,
+    snapshot: &SnapFile,
+) -> Result<Installed, InstallError> {
+    let name = path.display().to_string();
+    let unreadable = |source| Refusal::Unfit { file: name.clone(), what: format!("cannot be opened: {source}") };
+    let file = disk.open(path, Open::Read).map_err(unreadable)?;
+    let incoming = Incoming { name: &name, file, v2_json: &snapshot.data, index: snapshot.index, term: snapshot.term };
+    state.install(&incoming, &snapshot.conf_state)
+}
 
 /// The apply actor.
 #[derive(Debug)]
@@ -36,8 +76,8 @@ pub(crate) struct Applier {
 pub(crate) struct Effects {
     /// Answers by request ID.
     pub(crate) answers: Vec<(u64, Result<Answer, Error>)>,
-    /// Conf changes that are now in force.
-    pub(crate) conf_changes: Vec<Entry>,
+    /// Conf changes that are now in force, and what they did.
+    pub(crate) conf_changes: Vec<(Entry, MemberChange)>,
     /// Physical compactions whose client waits until their work is done.
     pub(crate) compactions: Vec<(u64, Answer)>,
     /// The quota is used up and the cluster should know.
@@ -116,9 +156,25 @@ impl Applier {
         };
         let next = raft_driver::next_conf_state(&self.conf_state, &change);
         let changed = self.state.apply_conf_change(entry.index, entry.term, &change, next.encode_to_vec().into())?;
+        if changed.request_id != 0 {
+            let answer = changed.result.map(|members| Answer::Members { added: None, members });
+            effects.answers.push((changed.request_id, answer));
+        }
         if !matches!(changed.change, MemberChange::None) {
             self.conf_state = next;
-            effects.conf_changes.push(entry.clone());
+            effects.conf_changes.push((entry.clone(), changed.change));
+        }
+        Ok(())
+    }
+
+    fn install(&mut self, disk: &dyn Disk, path: &Path, snapshot: &raft_driver::Snapshot) -> Result<(), InstallError> {
+        let raft_driver::Snapshot { index, term, conf_state, data } = snapshot.clone();
+        let installed = install_file(disk, &mut self.state, path, &SnapFile { index, term, conf_state, data })?;
+        self.applied = installed.mark.index;
+        self.snapshot_index = snapshot.index;
+        self.conf_state = snapshot.conf_state.clone();
+        if installed.has_v2_keys {
+            tracing::info!("the snapshot holds v2 keys; they are kept");
         }
         Ok(())
     }
@@ -145,7 +201,7 @@ impl Applier {
 #[derive(Debug)]
 pub(crate) struct Runner {
     applier: Applier,
-    jobs: VecDeque<Vec<Entry>>,
+    jobs: VecDeque<ApplyJob>,
     replies: Outbox,
     /// Since when something is applied that the file system does not have.
     dirty_since: Option<Instant>,
@@ -158,8 +214,8 @@ pub(crate) fn run(node: &Arc<Node>) {
         let mut runner = node.runner.lock();
         let Some(runner) = runner.as_mut() else { break };
         node.apply_queue.take_now(&mut runner.jobs);
-        if let Err(error) = runner.turn(node).and_then(|()| runner.flush_if_due()) {
-            node.fail(&format!("apply: {}", crate::chain(&error)));
+        if let Err(error) = runner.turn(node).and_then(|()| Ok(runner.flush_if_due()?)) {
+            node.fail(&crate::chain(&error));
             return;
         }
         flush_at = runner.dirty_since.map(|since| since + FLUSH_AFTER);
@@ -179,8 +235,12 @@ const SMALL_BYTES: usize = 16 * 1024;
 /// An `InternalRaftRequest` with a put begins with this byte (field 4, length-delimited). Other requests may take long.
 const PUT_TAG: u8 = 0x22;
 
-fn is_little(jobs: &VecDeque<Vec<Entry>>) -> bool {
-    let mut entries = jobs.iter().flatten();
+fn is_little(jobs: &VecDeque<ApplyJob>) -> bool {
+    if jobs.iter().any(|job| matches!(job, ApplyJob::Install(_))) {
+        return false;
+    }
+    let mut entries =
+        jobs.iter().filter_map(|job| if let ApplyJob::Entries(e) = job { Some(e) } else { None }).flatten();
     let is_small_put =
         |e: &Entry| e.kind == EntryKind::Normal && e.data.len() <= SMALL_BYTES && e.data.first() == Some(&PUT_TAG);
     entries.by_ref().take(FEW).all(is_small_put) && entries.next().is_none()
@@ -194,7 +254,7 @@ pub(crate) fn apply_little(node: &Node) {
     if node.apply_queue.take_if(&mut runner.jobs, is_little)
         && let Err(error) = runner.turn(node)
     {
-        node.fail(&format!("apply: {}", crate::chain(&error)));
+        node.fail(&crate::chain(&error));
     }
 }
 
@@ -224,45 +284,79 @@ impl Runner {
         Self { applier, jobs: VecDeque::new(), replies: Outbox::new(), dirty_since: None }
     }
 
-    fn turn(&mut self, node: &Node) -> Result<(), Fatal> {
+    fn turn(&mut self, node: &Node) -> Result<(), ApplyError> {
         if !self.jobs.is_empty() {
             self.dirty_since.get_or_insert_with(Instant::now);
         }
-        for entries in self.jobs.drain(..) {
-            let mut effects = Effects::default();
-            let before = Instant::now();
-            let mut gate = node.between_entries.lock();
-            self.applier.apply(entries, &mut effects)?;
-            let took = before.elapsed();
-            node.applied.store(self.applier.applied(), Ordering::SeqCst);
-            if !effects.conf_changes.is_empty() {
-                gate.clone_from(&self.applier.conf_state);
-            }
-            drop(gate);
-            for change in effects.conf_changes {
-                node.tell(Event::ConfChange(change));
-            }
-            for (id, answer) in effects.compactions {
-                node.waiters.hold_compaction(id, answer);
-                node.upkeep_queue.push(UpkeepJob::Wake);
-            }
-            count(node, &effects.answers);
-            node.waiters.answer(&mut effects.answers, &mut self.replies);
-            self.replies.flush();
-            if effects.raise_no_space {
-                node.raise_nospace();
-            }
-            if let Some(plan) = effects.snapshot {
-                node.upkeep_queue.push(UpkeepJob::Snapshot(plan));
-            }
-            if took > node.settings.warning_apply_duration {
-                tracing::warn!(took = ?took, "expected-duration" = ?node.settings.warning_apply_duration, "apply request took too long");
-                node.metrics.slow_apply_total.inc();
+        while let Some(job) = self.jobs.pop_front() {
+            match job {
+                ApplyJob::Entries(entries) => self.apply(node, entries)?,
+                ApplyJob::Install(snapshot) => self.install(node, &snapshot)?,
             }
         }
         if node.reads_wait_for_apply.load(Ordering::SeqCst) {
             node.tell(Event::Applied);
         }
+        Ok(())
+    }
+
+    fn apply(&mut self, node: &Node, entries: Vec<Entry>) -> Result<(), ApplyError> {
+        let mut effects = Effects::default();
+        let before = Instant::now();
+        let mut gate = node.between_entries.lock();
+        self.applier.apply(entries, &mut effects)?;
+        let took = before.elapsed();
+        if !effects.conf_changes.is_empty() {
+            gate.clone_from(&self.applier.conf_state);
+        }
+        // A conf change is in force before raft hears that its entry is applied.
+        for (entry, _) in &effects.conf_changes {
+            node.raft_queue.push(Event::ConfChange(entry.clone()));
+        }
+        node.applied.store(self.applier.applied(), Ordering::SeqCst);
+        drop(gate);
+        if !effects.conf_changes.is_empty() {
+            node.drive();
+        }
+        for (_, change) in effects.conf_changes {
+            node.membership_changed(&change);
+        }
+        for (id, answer) in effects.compactions {
+            node.waiters.hold_compaction(id, answer);
+            node.upkeep_queue.push(UpkeepJob::Wake);
+        }
+        count(node, &effects.answers);
+        node.waiters.answer(&mut effects.answers, &mut self.replies);
+        self.replies.flush();
+        if effects.raise_no_space {
+            node.raise_nospace();
+        }
+        if let Some(plan) = effects.snapshot {
+            node.upkeep_queue.push(UpkeepJob::Snapshot(plan));
+        }
+        if took > node.settings.warning_apply_duration {
+            tracing::warn!(took = ?took, "expected-duration" = ?node.settings.warning_apply_duration, "apply request took too long");
+            node.metrics.slow_apply_total.inc();
+        }
+        Ok(())
+    }
+
+    /// Replaces the state by a snapshot whose bbolt file was saved before its message was stepped.
+    fn install(&mut self, node: &Node, snapshot: &raft_driver::Snapshot) -> Result<(), ApplyError> {
+        let path = node.settings.snap_dir.join(snapshot_file_name(snapshot.index));
+        tracing::info!("snapshot-index" = snapshot.index, path = %path.display(), "installing the leader's snapshot");
+        let mut gate = node.between_entries.lock();
+        self.applier.install(node.disk.as_ref(), &path, snapshot)?;
+        node.applied.store(self.applier.applied(), Ordering::SeqCst);
+        gate.clone_from(&self.applier.conf_state);
+        drop(gate);
+        if let Err(error) = node.disk.remove(&path) {
+            tracing::warn!(error = %error, path = %path.display(), "cannot remove an installed snapshot");
+        }
+        node.last_snapshot.store(snapshot.index, Ordering::Release);
+        node.membership_replaced();
+        tracing::info!("snapshot-index" = snapshot.index, "current-rev" = node.state_revision(), "applied snapshot");
+        node.tell(Event::Applied);
         Ok(())
     }
 

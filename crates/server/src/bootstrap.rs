@@ -14,6 +14,8 @@ use state::{Reader, State};
 use store::{Mark, Options, Store};
 use wal::{Entry, EntryKind, HardState, Identity, SnapshotMark, Wal, WalError};
 
+use crate::applier;
+
 /// What has to be known to start a member.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -23,6 +25,9 @@ pub(crate) struct Plan {
     /// Name and peer URLs of every initial member.
     pub(crate) initial_cluster: Vec<(String, Vec<String>)>,
     pub(crate) token: String,
+    /// Whether a new member joins a cluster that runs, instead of founding one.
+    pub(crate) joins: bool,
+    pub(crate) force_new_cluster: bool,
     pub(crate) quota_bytes: i64,
     pub(crate) heartbeat_ms: u64,
     pub(crate) election_ms: u64,
@@ -57,9 +62,17 @@ pub enum BootError {
     /// Consensus cannot start.
     #[error("{0}")]
     Driver(#[from] raft_driver::DriverError),
-    /// The flags ask for what this version cannot do.
+    /// A snapshot that was received before the last stop cannot be installed.
+    #[error("snapshot {file}: {source}")]
+    Install {
+        /// The bbolt file.
+        file: String,
+        /// Why.
+        source: state::InstallError,
+    },
+    /// The other members were asked, and this one cannot be what its flags say.
     #[error("{0}")]
-    Unsupported(String),
+    Cluster(String),
 }
 
 /// A member that is ready to run.
@@ -74,6 +87,8 @@ pub(crate) struct Booted {
     pub(crate) conf_state: raftpb::ConfState,
     pub(crate) snapshot_index: u64,
     pub(crate) fresh: bool,
+    /// Members that are known before the state knows them: ID and peer URLs.
+    pub(crate) remotes: Vec<(u64, Vec<String>)>,
     /// Keeps other processes out of the data directory.
     pub(crate) lock: Arc<dyn File>,
 }
@@ -92,18 +107,24 @@ pub(crate) fn boot(disk: &Arc<dyn Disk>, plan: &Plan, seed: u64) -> Result<Boote
     let lock = lock(disk.as_ref(), &member_dir, &plan.data_dir)?;
     let exists = Wal::exists(disk.as_ref(), &plan.wal_dir)
         .map_err(|source| BootError::DataDir { path: plan.wal_dir.clone(), source })?;
-    let (store, writer, mark) = Store::open(Arc::clone(disk), &store_dir, Options::default())?;
+    let (store, writer, mut mark) = Store::open(Arc::clone(disk), &store_dir, Options::default())?;
     tracing::info!(path = %store_dir.display(), "opened backend db");
-    let opened = if exists { open(disk, plan, &mark)? } else { create(disk, plan, &mark)? };
+    let founding = if exists { None } else { Some(found(plan)?) };
     let config = state::Config {
-        member_id: opened.identity.node_id,
-        cluster_id: opened.identity.cluster_id,
         quota_bytes: plan.quota_bytes,
         heartbeat_ms: plan.heartbeat_ms,
         election_timeout_ms: plan.election_ms,
     };
-    let (state, reader) = State::open(store, writer, &mark, config)?;
+    let (mut state, reader) = State::open(store, writer, &mark, config)?;
+    if exists {
+        install_received(disk, plan, &snap_dir, &mut state, &mut mark)?;
+    }
     tracing::info!("current-rev" = reader.revision(), "kvstore restored");
+    let opened = match &founding {
+        Some(founding) => create(disk, plan, &mark, founding)?,
+        None => open(disk, plan, &mark)?,
+    };
+    let remotes = founding.map(|founding| founding.remotes).unwrap_or_default();
     let election_ticks = usize::try_from(plan.election_ms / plan.heartbeat_ms).unwrap_or(10);
     let driver = Driver::new(
         raft_driver::Config {
@@ -130,6 +151,7 @@ pub(crate) fn boot(disk: &Arc<dyn Disk>, plan: &Plan, seed: u64) -> Result<Boote
         mark,
         snapshot_index: opened.snapshot_index,
         fresh: !exists,
+        remotes,
         lock,
     })
 }
@@ -166,7 +188,7 @@ fn open(disk: &Arc<dyn Disk>, plan: &Plan, mark: &Mark) -> Result<Opened, BootEr
     // that is; only if the log does not know it, all of the log is searched.
     let named = newest_snapshot(disk.as_ref(), &plan.data_dir.join("member").join("snap"), mark.index);
     let opened = Wal::open(Arc::clone(disk), &plan.wal_dir, named.clone());
-    let (from, (wal, mut replay)) = match opened {
+    let (from, (mut wal, mut replay)) = match opened {
         Err(WalError::SnapshotNotFound { .. } | WalError::SnapshotMismatch { .. } | WalError::StartsLater { .. }) => {
             let known = Wal::snapshots(disk.as_ref(), &plan.wal_dir)?;
             let from = known.into_iter().filter(|s| s.index <= mark.index).max_by_key(|s| s.index).unwrap_or_default();
@@ -177,7 +199,7 @@ fn open(disk: &Arc<dyn Disk>, plan: &Plan, mark: &Mark) -> Result<Opened, BootEr
     if let Some(repair) = &replay.repaired {
         tracing::warn!(repair = ?repair, "repaired the torn end of the write-ahead log");
     }
-    if replay.entries.is_empty() && from.index == 0 {
+    if replay.entries.is_empty() && from.index == 0 && !plan.joins {
         // The process ended between making the log and writing the initial members into it: nothing was promised yet.
         return begin(plan, mark, wal, replay.identity);
     }
@@ -189,8 +211,14 @@ fn open(disk: &Arc<dyn Disk>, plan: &Plan, mark: &Mark) -> Result<Opened, BootEr
             plan.wal_dir.display()
         )));
     }
-    let conf_state = raftpb::ConfState::decode(mark.conf_state.clone())
+    let mut conf_state = raftpb::ConfState::decode(mark.conf_state.clone())
         .map_err(|e| BootError::Mismatch(format!("the store's membership cannot be read ({e})")))?;
+    if mark.index == 0 {
+        conf_state = founders(&replay.entries);
+    }
+    if plan.force_new_cluster {
+        force_new_cluster(&mut wal, &mut replay, mark, &conf_state)?;
+    }
     // What is applied is only of use to members that lag, and there may be none.
     let mut base = (from.index, from.term);
     if conf_state.voters == [replay.identity.node_id] && conf_state.learners.is_empty() && mark.index > base.0 {
@@ -220,23 +248,225 @@ fn newest_snapshot(disk: &dyn Disk, dir: &Path, up_to: u64) -> SnapshotMark {
     marks.max_by_key(|mark| mark.index).unwrap_or_default()
 }
 
-/// A new member of a new cluster: its log begins with the initial members.
-fn create(disk: &Arc<dyn Disk>, plan: &Plan, mark: &Mark) -> Result<Opened, BootError> {
+/// What a member without a log has found out before it makes one.
+#[derive(Debug)]
+struct Founding {
+    identity: Identity,
+    /// The other members, where they are.
+    remotes: Vec<(u64, Vec<String>)>,
+}
+
+/// How long another member may take to say who is in the cluster: one that founds it, and one that is joined.
+const ASK_FOUNDER: Duration = Duration::from_secs(1);
+const ASK_MEMBER: Duration = Duration::from_secs(10);
+
+/// Finds out who this member is: from the flags, and from the members that run already.
+fn found(plan: &Plan) -> Result<Founding, BootError> {
     let members = initial_members(plan)?;
-    let ids: Vec<u64> = members.iter().map(|m| m.id).collect();
     let own = members.iter().find(|m| m.name == plan.name).ok_or_else(|| {
-        BootError::Unsupported(format!("couldn't find local name {:?} in the initial cluster configuration", plan.name))
+        BootError::Cluster(format!("couldn't find local name {:?} in the initial cluster configuration", plan.name))
     })?;
-    if members.len() > 1 {
-        return Err(BootError::Unsupported(format!(
-            "this version runs clusters of one member, and --initial-cluster names {}; start it with --initial-cluster {}=<its own peer URL>",
-            members.len(),
-            plan.name
-        )));
+    let others: Vec<&str> =
+        members.iter().filter(|m| m.name != plan.name).flat_map(|m| &m.peer_urls).map(String::as_str).collect();
+    if plan.joins {
+        return join(&members, own, &others);
     }
+    for url in others {
+        // One that does not answer may not be running yet.
+        let Ok(known) = ask(url, ASK_FOUNDER) else { continue };
+        if known.members.iter().any(|m| m.id == own.id && !m.client_urls.is_empty()) {
+            return Err(BootError::Cluster(format!(
+                "member {:x} has already been bootstrapped; if its data is lost, remove it with `etcdctl member remove {:x}`, \
+                 add it again, and start it with --initial-cluster-state existing",
+                own.id, own.id
+            )));
+        }
+        break;
+    }
+    let ids: Vec<u64> = members.iter().map(|m| m.id).collect();
     let identity = Identity { node_id: own.id, cluster_id: members::cluster_id(&ids) };
+    let remotes = members.into_iter().filter(|m| m.id != identity.node_id).map(|m| (m.id, m.peer_urls)).collect();
+    Ok(Founding { identity, remotes })
+}
+
+fn ask(url: &str, timeout: Duration) -> Result<peer::Members, String> {
+    let caller = peer::Caller::new(timeout);
+    peer::blocking(caller.members(url)).map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+}
+
+/// Takes identity and company from a cluster that runs: the list of the flags must be its list.
+fn join(listed: &[members::Member], own: &members::Member, others: &[&str]) -> Result<Founding, BootError> {
+    let mut known = None;
+    for url in others {
+        match ask(url, ASK_MEMBER) {
+            Ok(members) => {
+                known = Some(members);
+                break;
+            }
+            Err(error) => tracing::warn!(address = %url, %error, "failed to get cluster response"),
+        }
+    }
+    let Some(known) = known else {
+        return Err(BootError::Cluster(
+            "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs; check that \
+             a member of --initial-cluster runs and can be reached"
+                .to_string(),
+        ));
+    };
+    let invalid = |what: &str| {
+        let urls: Vec<String> = known.members.iter().map(|m| format!("{:x}={:?}", m.id, m.peer_urls)).collect();
+        BootError::Cluster(format!("error validating peerURLs {{{}}}: {what}", urls.join(" ")))
+    };
+    if known.members.len() != listed.len() {
+        return Err(invalid("member count is unequal"));
+    }
+    let sorted = |urls: &[String]| {
+        let mut urls = urls.to_vec();
+        urls.sort_unstable();
+        urls
+    };
+    let mut node_id = None;
+    for member in listed {
+        let matching = known.members.iter().find(|m| sorted(&m.peer_urls) == sorted(&member.peer_urls));
+        let Some(matching) = matching else {
+            return Err(invalid(&format!("PeerURLs: no match found for existing member ({:?})", member.peer_urls)));
+        };
+        if member.name == own.name {
+            node_id = Some(matching.id);
+        }
+    }
+    let node_id = node_id.ok_or_else(|| invalid("this member is not among them"))?;
+    check_versions(&known)?;
+    let remotes = known.members.into_iter().filter(|m| m.id != node_id).map(|m| (m.id, m.peer_urls)).collect();
+    Ok(Founding { identity: Identity { node_id, cluster_id: known.cluster_id }, remotes })
+}
+
+/// A cluster whose version is above ours uses what we do not know.
+fn check_versions(known: &peer::Members) -> Result<(), BootError> {
+    let caller = peer::Caller::new(ASK_FOUNDER);
+    for url in known.members.iter().filter(|m| !m.client_urls.is_empty()).flat_map(|m| &m.peer_urls) {
+        let Ok(Ok(version)) = peer::blocking(caller.version(url)) else { continue };
+        let parts = |version: &str| -> Option<(u64, u64)> {
+            let mut parts = version.split('.').map(str::parse);
+            Some((parts.next()?.ok()?, parts.next()?.ok()?))
+        };
+        if parts(&version.cluster) > parts(crate::CLUSTER_VERSION) {
+            return Err(BootError::Cluster(format!(
+                "incompatible with current running cluster: its version is {}, and this is etcd {}",
+                version.cluster,
+                crate::ETCD_VERSION
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A new member: its log begins with the initial members, or, when it joins, with nothing.
+fn create(disk: &Arc<dyn Disk>, plan: &Plan, mark: &Mark, founding: &Founding) -> Result<Opened, BootError> {
+    let identity = founding.identity;
     let wal = Wal::create(Arc::clone(disk), &plan.wal_dir, identity)?;
+    if plan.joins {
+        return Ok(Opened { identity, wal, start: Start::default(), snapshot_index: 0 });
+    }
     begin(plan, mark, wal, identity)
+}
+
+/// The founders of a cluster: the changes that its log begins with. They are committed by decree, and consensus knows them
+/// from the start: a member that took the first of them for the only one would elect itself.
+fn founders(entries: &[Entry]) -> raftpb::ConfState {
+    let mut conf_state = raftpb::ConfState { auto_leave: Some(false), ..Default::default() };
+    for entry in entries.iter().take_while(|e| e.kind == EntryKind::ConfChange && e.term == 1) {
+        if let Ok(change) = raftpb::ConfChange::decode(entry.data.clone()) {
+            conf_state = raft_driver::next_conf_state(&conf_state, &change);
+        }
+    }
+    conf_state
+}
+
+/// Installs a snapshot that was received, and recorded in the log, before the last stop.
+fn install_received(
+    disk: &Arc<dyn Disk>,
+    plan: &Plan,
+    snap_dir: &Path,
+    state: &mut State,
+    mark: &mut Mark,
+) -> Result<(), BootError> {
+    let received: Vec<u64> = disk
+        .list(snap_dir)
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|name| u64::from_str_radix(name.strip_suffix(".snap.db")?, 16).ok())
+        .filter(|index| *index > mark.index)
+        .collect();
+    if received.is_empty() {
+        return Ok(());
+    }
+    // Without a record in the log nothing was promised on the strength of it, and the leader will send another.
+    let known = Wal::snapshots(disk.as_ref(), &plan.wal_dir)?;
+    let Some(newest) = known.into_iter().rev().find(|m| received.contains(&m.index)) else { return Ok(()) };
+    let path = snap_dir.join(applier::snapshot_file_name(newest.index));
+    tracing::info!(path = %path.display(), "installing a snapshot that was received before the last stop");
+    let failed = |source| BootError::Install { file: path.display().to_string(), source };
+    let snap = wal::snap::load_newest_available(disk.as_ref(), snap_dir, std::slice::from_ref(&newest))
+        .map_err(|e| BootError::Mismatch(e.to_string()))?
+        .ok_or_else(|| BootError::Mismatch(format!("there is no .snap file for {}", path.display())))?;
+    let installed = applier::install_file(disk.as_ref(), state, &path, &snap).map_err(failed)?;
+    *mark = installed.mark;
+    if let Err(error) = disk.remove(&path) {
+        tracing::warn!(%error, path = %path.display(), "cannot remove an installed snapshot");
+    }
+    Ok(())
+}
+
+/// Makes this member the only one of its cluster: what is not committed is forgotten, everybody else is removed.
+fn force_new_cluster(
+    wal: &mut Wal,
+    replay: &mut wal::Replay,
+    mark: &Mark,
+    conf_state: &raftpb::ConfState,
+) -> Result<(), BootError> {
+    let own = replay.identity.node_id;
+    let commit = replay.hard_state.commit.max(mark.index);
+    replay.entries.retain(|entry| entry.index <= commit);
+    let mut members = conf_state.clone();
+    for entry in replay.entries.iter().filter(|e| e.index > mark.index && e.kind == EntryKind::ConfChange) {
+        if let Ok(change) = raftpb::ConfChange::decode(entry.data.clone()) {
+            members = raft_driver::next_conf_state(&members, &change);
+        }
+    }
+    tracing::warn!(
+        "local-member-id" = %format!("{own:x}"),
+        "commit-index" = commit,
+        "forcing restart member: all other members are removed from the cluster, and what they alone know is lost"
+    );
+    let term = replay.hard_state.term;
+    let others = members.voters.iter().chain(&members.learners).filter(|id| **id != own);
+    let removals = others.map(|id| raftpb::ConfChange {
+        r#type: Some(raftpb::ConfChangeType::ConfChangeRemoveNode as i32),
+        node_id: Some(*id),
+        ..Default::default()
+    });
+    let mut changes: Vec<raftpb::ConfChange> = removals.collect();
+    if !members.voters.contains(&own) {
+        let member =
+            members::Member { id: own, peer_urls: vec!["http://localhost:2380".into()], ..members::Member::default() };
+        changes.push(raftpb::ConfChange {
+            r#type: Some(raftpb::ConfChangeType::ConfChangeAddNode as i32),
+            node_id: Some(own),
+            context: Some(members::add_context(&member).into()),
+            ..Default::default()
+        });
+    }
+    let entries: Vec<Entry> = changes
+        .into_iter()
+        .zip(commit + 1..)
+        .map(|(change, index)| Entry { kind: EntryKind::ConfChange, term, index, data: change.encode_to_vec().into() })
+        .collect();
+    replay.hard_state.commit = commit + entries.len() as u64;
+    // Synced here, and known to nobody else yet.
+    let _synced = wal.append(&entries, Some(&replay.hard_state))?;
+    replay.entries.extend(entries);
+    Ok(())
 }
 
 fn initial_members(plan: &Plan) -> Result<Vec<members::Member>, BootError> {
@@ -283,5 +513,11 @@ fn begin(plan: &Plan, mark: &Mark, mut wal: Wal, identity: Identity) -> Result<O
     let hard_state = HardState { term: 1, vote: 0, commit: entries.len() as u64 };
     // Synced here, and known to nobody else yet.
     let _synced = wal.append(&entries, Some(&hard_state))?;
-    Ok(Opened { identity, wal, start: Start { hard_state, entries, ..Start::default() }, snapshot_index: 0 })
+    let conf_state = founders(&entries);
+    Ok(Opened {
+        identity,
+        wal,
+        start: Start { hard_state, conf_state, entries, ..Start::default() },
+        snapshot_index: 0,
+    })
 }

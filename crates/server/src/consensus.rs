@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use api::{Answer, Outbox as Replies, Reply};
 use bytes::Bytes;
-use raft_driver::{Driver, DriverError, Role, Status};
+use proto::raftpb;
+use raft_driver::{Driver, DriverError, Progress, Role, Snapshot, Status};
 use state::Error;
 use wal::{Entry, HardState};
 
@@ -16,6 +17,11 @@ use wal::{Entry, HardState};
 pub(crate) enum Event {
     /// An encoded request to be put into the log.
     Propose(Bytes),
+    /// The same, but only while this member leads in this term. For what a leader decides on the strength of leading, such as
+    /// the end of a lease: handed to the next leader later, it would be wrong.
+    ProposeAsLeader(Bytes, u64),
+    /// An encoded `raftpb.ConfChange` to be put into the log, and whom to tell when that is refused.
+    ProposeConfChange(Bytes, u64),
     /// A linearizable read wants to know when this member's state is recent enough.
     Read(Reply),
     /// The log batch of this number is synced.
@@ -28,22 +34,46 @@ pub(crate) enum Event {
     Compact(u64),
     /// One heartbeat interval has passed.
     Tick,
+    /// A message from a peer.
+    Step(raftpb::Message),
+    /// A message to this peer was lost.
+    Unreachable(u64),
+    /// What became of a snapshot on its way to this peer.
+    SnapshotSent { to: u64, delivered: bool },
+    /// This peer's process is dead, as far as its connections tell.
+    Gone(u64),
+    /// The leadership is to be handed to this member.
+    Transfer { to: u64, reply: Reply },
+    /// The leadership is to be handed to whoever is fittest: this member is about to stop.
+    HandOver(Reply),
+    /// Where this leader's followers are.
+    Progress(std::sync::mpsc::Sender<Vec<Progress>>),
 }
 
 /// A batch for the log's thread.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct LogBatch {
     pub(crate) number: u64,
+    /// A snapshot from the leader; comes before everything else in the batch.
+    pub(crate) snapshot: Option<Snapshot>,
     pub(crate) hard_state: Option<HardState>,
     pub(crate) entries: Vec<Entry>,
+    /// Messages that leave once the batch is synced.
+    pub(crate) promises: Vec<raftpb::Message>,
 }
 
 /// What the raft actor wants done.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
+    /// Messages that leave at once.
+    pub(crate) messages: Vec<raftpb::Message>,
     pub(crate) log: Vec<LogBatch>,
     pub(crate) committed: Vec<Entry>,
     pub(crate) replies: Replies,
+    /// Proposed conf changes, by request ID, that did not even reach the log.
+    pub(crate) refused: Vec<(u64, Error)>,
+    /// Why this member must stop.
+    pub(crate) fatal: Option<String>,
 }
 
 /// Proposals that are kept while there is no leader. How long is not decided here: their clients' waiters give up after
@@ -53,6 +83,17 @@ const MAX_WITHOUT_LEADER: usize = 4096;
 /// Applied entries that a member without peers keeps in memory before it lets them go.
 const COMPACT_ALONE: u64 = 1000;
 
+/// How long things may take, in ticks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticks {
+    /// After so long an unanswered read index is asked for again.
+    pub(crate) retry: u64,
+    /// The election timeout.
+    pub(crate) election: u64,
+    /// After so long a read that nobody answers is given up.
+    pub(crate) timeout: u64,
+}
+
 /// The raft actor.
 #[derive(Debug)]
 pub(crate) struct Consensus {
@@ -61,8 +102,8 @@ pub(crate) struct Consensus {
     batch: Vec<Bytes>,
     /// Proposals that arrived while there was no leader.
     held: VecDeque<Bytes>,
-    /// Reads that no read index has been asked for yet.
-    reads: Vec<Reply>,
+    /// Reads that no read index has been asked for yet, with the tick of their arrival.
+    reads: Vec<(u64, Reply)>,
     /// Reads whose read index is on its way, by context.
     asked: BTreeMap<u64, Asked>,
     /// Reads that wait until this index is applied.
@@ -76,18 +117,37 @@ pub(crate) struct Consensus {
     /// How far the state machine was when last looked at.
     applied: u64,
     ticks: u64,
-    /// Ticks after which an unanswered read index is asked for again.
-    retry_ticks: u64,
+    limits: Ticks,
+    /// The newest batch that was given to the log, and the newest that is synced.
+    log_sent: u64,
+    log_synced: u64,
+    /// Since when the log has made no headway although it has something to sync.
+    log_stalled_at: u64,
+    /// Membership changes to propose.
+    conf_changes: Vec<(Bytes, u64)>,
+    /// A handing over of the leadership under way.
+    transfer: Option<Transfer>,
+    /// The leader is dead; this member campaigns at this tick if there is still none.
+    succession: Option<u64>,
+    refused: Vec<(u64, Error)>,
+    fatal: Option<String>,
+}
+
+#[derive(Debug)]
+struct Transfer {
+    to: u64,
+    until: u64,
+    reply: Reply,
 }
 
 #[derive(Debug)]
 struct Asked {
     at: u64,
-    replies: Vec<Reply>,
+    replies: Vec<(u64, Reply)>,
 }
 
 impl Consensus {
-    pub(crate) fn new(driver: Driver, retry_ticks: u64, seed: u64) -> Self {
+    pub(crate) fn new(driver: Driver, limits: Ticks, seed: u64) -> Self {
         Self {
             driver,
             batch: Vec::new(),
@@ -101,7 +161,15 @@ impl Consensus {
             alone_from: None,
             applied: 0,
             ticks: 0,
-            retry_ticks,
+            limits,
+            log_sent: 0,
+            log_synced: 0,
+            log_stalled_at: 0,
+            conf_changes: Vec::new(),
+            transfer: None,
+            succession: None,
+            refused: Vec::new(),
+            fatal: None,
         }
     }
 
@@ -120,20 +188,108 @@ impl Consensus {
     pub(crate) fn handle(&mut self, event: Event) {
         match event {
             Event::Propose(data) => self.batch.push(data),
-            Event::Read(reply) => self.reads.push(reply),
-            Event::Persisted(number) => self.driver.persisted(number),
+            Event::Read(reply) => self.reads.push((self.ticks, reply)),
+            Event::ProposeAsLeader(data, term) => {
+                let status = self.driver.status();
+                if status.role == Role::Leader && status.term == term {
+                    self.batch.push(data);
+                }
+            }
+            Event::ProposeConfChange(data, id) => self.conf_changes.push((data, id)),
+            Event::Persisted(number) => {
+                self.driver.persisted(number);
+                self.log_synced = self.log_synced.max(number);
+                self.log_stalled_at = self.ticks;
+            }
             Event::Applied => {}
             Event::ConfChange(entry) => {
                 if let Err(error) = self.driver.apply_conf_change(&entry) {
                     tracing::error!(error = %error, "failed to apply conf change");
                 }
+                let status = self.driver.status();
+                // A leader that was removed takes no more requests; the sooner another one leads, the better.
+                if status.role == Role::Leader
+                    && !status.voter
+                    && status.transfer_to == 0
+                    && let Some(to) = self.fittest()
+                {
+                    self.driver.transfer_leader(to);
+                }
             }
             Event::Compact(index) => self.driver.compact(index),
-            Event::Tick => {
-                self.ticks += 1;
-                self.driver.tick();
-                self.retry_reads();
+            Event::Tick => self.tick(),
+            Event::Step(message) => match self.driver.step(message) {
+                Ok(()) | Err(DriverError::Dropped) => {}
+                Err(error @ DriverError::LogLost { .. }) => self.fatal = Some(error.to_string()),
+                Err(error) => tracing::warn!(error = %error, "refused a raft message"),
+            },
+            Event::Unreachable(id) => self.driver.report_unreachable(id),
+            Event::SnapshotSent { to, delivered } => self.driver.report_snapshot(to, delivered),
+            Event::Gone(id) => self.peer_gone(id),
+            Event::Transfer { to, reply } => self.transfer(to, reply),
+            Event::HandOver(reply) => match self.fittest() {
+                Some(to) => self.transfer(to, reply),
+                None => reply.send(Ok(Answer::Done)),
+            },
+            Event::Progress(asker) => drop(asker.send(self.driver.progress())),
+        }
+    }
+
+    fn tick(&mut self) {
+        self.ticks += 1;
+        self.driver.tick();
+        self.retry_reads();
+        let status = self.driver.status();
+        // Heartbeats need no disk, so the others would follow a leader that can commit nothing.
+        let stalled = self.log_sent != self.log_synced && self.ticks - self.log_stalled_at > self.limits.election;
+        if stalled && status.role == Role::Leader && !status.sole_voter {
+            tracing::warn!("the write-ahead log has not been synced for an election timeout; stepping down");
+            self.driver.step_down();
+            self.log_stalled_at = self.ticks;
+        }
+        if self.succession.is_some_and(|at| at <= self.ticks) && status.leader == 0 {
+            self.succession = Some(self.ticks + status.voters as u64);
+            self.driver.campaign();
+        }
+        if self.transfer.as_ref().is_some_and(|transfer| transfer.until <= self.ticks)
+            && let Some(transfer) = self.transfer.take()
+        {
+            transfer
+                .reply
+                .send(Err(Error::Internal("etcdserver: request timed out, leader transfer took too long".to_string())));
+        }
+    }
+
+    /// The leader is gone, and everybody else's connections to it broke as well: there is no need to wait for a timeout.
+    fn peer_gone(&mut self, id: u64) {
+        let status = self.driver.status();
+        if id != status.leader || status.leader == 0 {
+            return;
+        }
+        if let Some(place) = self.driver.leader_lost() {
+            tracing::info!(leader = %format!("{id:x}"), place, "the leader's process is gone; electing another one");
+            self.succession = Some(self.ticks + place as u64 + 1);
+            if place == 0 {
+                self.driver.campaign();
             }
+        }
+    }
+
+    /// The voter that has most of this leader's log; none if this member does not lead, or is the only voter.
+    fn fittest(&self) -> Option<u64> {
+        let own = self.driver.status().leader;
+        let others = self.driver.progress().into_iter().filter(|p| !p.learner && p.recent_active && p.id != own);
+        others.max_by_key(|p| p.matched).map(|p| p.id)
+    }
+
+    fn transfer(&mut self, to: u64, reply: Reply) {
+        if let Some(earlier) = self.transfer.take() {
+            earlier.reply.send(Err(Error::Canceled));
+        }
+        if self.driver.transfer_leader(to) {
+            self.transfer = Some(Transfer { to, until: self.ticks + 2 * self.limits.election, reply });
+        } else {
+            reply.send(Err(Error::NotLeader));
         }
     }
 
@@ -143,25 +299,51 @@ impl Consensus {
         self.driver.applied(applied);
         self.campaign_if_alone();
         self.propose_batch();
+        self.propose_conf_changes();
         self.ask_for_reads();
         while let Some(effects) = self.driver.ready() {
-            // Until members talk to each other there is nobody to send anything to.
-            debug_assert!(effects.messages.is_empty() && effects.promises.is_empty());
-            if effects.must_sync {
+            out.messages.extend(effects.messages);
+            // Promises of a batch that needs no sync of its own may still speak of entries in one that is not yet synced.
+            let waits = effects.must_sync || effects.snapshot.is_some();
+            if waits || (!effects.promises.is_empty() && self.log_sent != self.log_synced) {
                 let hard_state = effects.hard_state.or(self.lazy_hard_state.take());
                 self.lazy_hard_state = None;
-                out.log.push(LogBatch { number: effects.number, hard_state, entries: effects.entries });
-            } else if effects.hard_state.is_some() {
-                self.lazy_hard_state = effects.hard_state;
+                if self.log_sent == self.log_synced {
+                    self.log_stalled_at = self.ticks;
+                }
+                self.log_sent = effects.number;
+                out.log.push(LogBatch {
+                    number: effects.number,
+                    snapshot: effects.snapshot,
+                    hard_state,
+                    entries: effects.entries,
+                    promises: effects.promises,
+                });
+            } else {
+                out.messages.extend(effects.promises);
+                if effects.hard_state.is_some() {
+                    self.lazy_hard_state = effects.hard_state;
+                }
             }
             out.committed.extend(effects.committed);
             for (context, index) in effects.reads {
                 if let Some(asked) = self.asked.remove(&context) {
-                    self.behind.entry(index).or_default().extend(asked.replies);
+                    let replies = asked.replies.into_iter().map(|(_, reply)| reply);
+                    self.behind.entry(index).or_default().extend(replies);
                 }
             }
         }
         let status = self.driver.status();
+        if status.leader != 0 {
+            self.succession = None;
+        }
+        if self.transfer.as_ref().is_some_and(|transfer| transfer.to == status.leader)
+            && let Some(transfer) = self.transfer.take()
+        {
+            out.replies.push(transfer.reply, Ok(Answer::Done));
+        }
+        out.refused.append(&mut self.refused);
+        out.fatal = self.fatal.take();
         if status.sole_voter && status.role == Role::Leader && status.committed_in_term {
             self.alone_from.get_or_insert(status.commit_index);
         } else {
@@ -223,15 +405,24 @@ impl Consensus {
         }
     }
 
+    fn propose_conf_changes(&mut self) {
+        for (data, id) in std::mem::take(&mut self.conf_changes) {
+            if let Err(error) = self.driver.propose_conf_change(data) {
+                self.refused.push((id, Error::Internal(error.to_string())));
+            }
+        }
+    }
+
     fn ask_for_reads(&mut self) {
-        if self.reads.is_empty() || !self.driver.status().committed_in_term {
+        // The driver keeps what comes before an entry of the term is committed; without a leader there is nobody to ask.
+        if self.reads.is_empty() || self.driver.status().leader == 0 {
             return;
         }
         let replies = std::mem::take(&mut self.reads);
         self.ask(replies);
     }
 
-    fn ask(&mut self, replies: Vec<Reply>) {
+    fn ask(&mut self, replies: Vec<(u64, Reply)>) {
         let context = self.next_context;
         self.next_context = self.next_context.wrapping_add(1);
         self.asked.insert(context, Asked { at: self.ticks, replies });
@@ -243,7 +434,7 @@ impl Consensus {
         let overdue: Vec<u64> = self
             .asked
             .iter()
-            .filter(|(_, asked)| self.ticks - asked.at >= self.retry_ticks)
+            .filter(|(_, asked)| self.ticks - asked.at >= self.limits.retry)
             .map(|(context, _)| *context)
             .collect();
         for context in overdue {
@@ -251,13 +442,19 @@ impl Consensus {
                 self.reads.extend(asked.replies);
             }
         }
+        let late = |at: u64| self.ticks - at >= self.limits.timeout;
+        for (_, reply) in self.reads.extract_if(.., |(at, _)| late(*at)) {
+            reply.send(Err(Error::Timeout));
+        }
     }
 
     /// Answers whatever still waits; the member is stopping.
     pub(crate) fn stop(&mut self) {
         let asked = std::mem::take(&mut self.asked).into_values().flat_map(|a| a.replies);
+        let reads = asked.chain(self.reads.drain(..)).map(|(_, reply)| reply);
         let behind = std::mem::take(&mut self.behind).into_values().flatten();
-        for reply in self.reads.drain(..).chain(asked).chain(behind) {
+        let transfer = self.transfer.take().map(|transfer| transfer.reply);
+        for reply in reads.chain(behind).chain(transfer) {
             reply.send(Err(Error::Stopped));
         }
     }

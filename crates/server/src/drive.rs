@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::applier;
+use api::Member as _;
+
+use crate::applier::{self, ApplyJob};
 use crate::consensus::{Consensus, Event, Outbox};
 use crate::log_writer::LogJob;
 use crate::member::Node;
@@ -30,15 +32,17 @@ impl Core {
 
     /// One turn: everything that has queued up, and what follows from it.
     fn turn(&mut self, node: &Node) {
-        node.raft_queue.take_now(&mut self.events);
-        for event in self.events.drain(..) {
-            if let Event::Persisted(number) = event {
-                node.log_synced.store(number, Ordering::SeqCst);
-            }
-            self.consensus.handle(event);
-        }
         loop {
+            // Looked at first: a conf change is queued before the index that it belongs to shows as applied, and must be in
+            // force before raft hears of that.
             let applied = node.applied.load(Ordering::SeqCst);
+            node.raft_queue.take_now(&mut self.events);
+            for event in self.events.drain(..) {
+                if let Event::Persisted(number) = event {
+                    node.log_synced.store(number, Ordering::SeqCst);
+                }
+                self.consensus.handle(event);
+            }
             self.consensus.finish(applied, &mut self.out);
             pass_on(node, &self.consensus, &mut self.out);
             // The apply thread stores how far it is and then looks whether anybody waits; here it is said that somebody
@@ -108,15 +112,24 @@ pub(crate) fn run_consensus(node: &Arc<Node>) {
 }
 
 fn pass_on(node: &Node, consensus: &Consensus, out: &mut Outbox) {
+    node.send(std::mem::take(&mut out.messages));
     for batch in out.log.drain(..) {
         node.log_sent.store(batch.number, Ordering::SeqCst);
         node.log_queue.push(LogJob::Append(batch));
+    }
+    for (id, error) in out.refused.drain(..) {
+        if let Some(reply) = node.waiters.remove(id) {
+            out.replies.push(reply, Err(error));
+        }
+    }
+    if let Some(reason) = out.fatal.take() {
+        node.fail(&reason);
     }
     let status = consensus.status();
     node.committed.store(status.commit_index, Ordering::Release);
     if !out.committed.is_empty() {
         // Who runs the actor wakes the apply thread when it has let go of it, or does its work.
-        node.apply_queue.push_quietly(std::mem::take(&mut out.committed));
+        node.apply_queue.push_quietly(ApplyJob::Entries(std::mem::take(&mut out.committed)));
     }
     out.replies.flush();
     node.reads_wait_for_apply.store(consensus.wants_applied(), Ordering::SeqCst);
@@ -126,6 +139,9 @@ fn pass_on(node: &Node, consensus: &Consensus, out: &mut Outbox) {
     node.local_reads.store(consensus.reads_are_local(), Ordering::Release);
     if status.leader != leader_before {
         node.leader.store(status.leader, Ordering::Release);
+        if leader_before != 0 {
+            node.leader_lost_ms.store(node.now_ms(), Ordering::Release);
+        }
         log_leader(node.identity.member_id, leader_before, &status);
         if status.leader != 0 {
             node.metrics.leader_changes_seen_total.inc();

@@ -14,10 +14,13 @@ mod listen;
 mod log_writer;
 pub mod logging;
 mod member;
+mod membership;
 mod notify;
+mod peers;
 mod queue;
 mod run;
 mod upkeep;
+mod versions;
 mod waiters;
 
 pub use bootstrap::BootError;

@@ -21,8 +21,6 @@ pub(crate) enum Purpose {
     Client,
     /// Metrics and health only.
     Metrics,
-    /// What peers ask over plain HTTP.
-    Peer,
 }
 
 /// A bound socket.
@@ -139,7 +137,6 @@ async fn serve(shared: Arc<Shared>, mut connections: mpsc::Receiver<Accepted>) {
             match purpose {
                 Purpose::Client => api::serve_connection(stream, worker).await,
                 Purpose::Metrics => api::serve_metrics(stream, worker).await,
-                Purpose::Peer => api::serve_peer(stream, worker).await,
             }
             open.set(open.get() - 1);
         });

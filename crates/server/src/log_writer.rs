@@ -4,8 +4,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wal::{HardState, SnapshotMark, Wal, WalError};
+use wal::{HardState, SnapshotMark, Wal};
 
+use wal::snap::{self, SnapFile};
+
+use crate::applier::ApplyJob;
 use crate::consensus::LogBatch;
 use crate::member::Node;
 
@@ -24,6 +27,15 @@ pub(crate) enum LogJob {
     Close(HardState),
 }
 
+/// Why the log's thread cannot go on.
+#[derive(Debug, thiserror::Error)]
+enum LogError {
+    #[error("write-ahead log: {0}")]
+    Wal(#[from] wal::WalError),
+    #[error("snapshot: {0}")]
+    Snap(#[from] snap::SnapError),
+}
+
 /// A sync that takes this long is worth a warning, as in etcd.
 const SLOW_SYNC: Duration = Duration::from_secs(1);
 
@@ -31,7 +43,7 @@ pub(crate) fn run(node: &Arc<Node>, mut wal: Wal) {
     let mut jobs = VecDeque::new();
     while node.log_queue.take_all(&mut jobs, None) {
         if let Err(error) = turn(node, &mut wal, &mut jobs) {
-            node.fail(&format!("write-ahead log: {}", crate::chain(&error)));
+            node.fail(&crate::chain(&error));
             return;
         }
         if let Some(prepare) = wal.prepare_next() {
@@ -41,22 +53,27 @@ pub(crate) fn run(node: &Arc<Node>, mut wal: Wal) {
 }
 
 /// Carries out what has queued up; appends that follow each other become one.
-fn turn(node: &Node, wal: &mut Wal, jobs: &mut VecDeque<LogJob>) -> Result<(), WalError> {
+fn turn(node: &Node, wal: &mut Wal, jobs: &mut VecDeque<LogJob>) -> Result<(), LogError> {
     let mut pending: Option<LogBatch> = None;
     for job in jobs.drain(..) {
         if let LogJob::Append(batch) = job {
             match &mut pending {
-                Some(first) => {
+                Some(first) if batch.snapshot.is_none() => {
                     first.number = batch.number;
                     first.hard_state = batch.hard_state.or(first.hard_state);
                     first.entries.extend(batch.entries);
+                    first.promises.extend(batch.promises);
                 }
-                None => pending = Some(batch),
+                pending => {
+                    if let Some(earlier) = pending.replace(batch) {
+                        append(node, wal, earlier)?;
+                    }
+                }
             }
             continue;
         }
         if let Some(batch) = pending.take() {
-            append(node, wal, &batch)?;
+            append(node, wal, batch)?;
         }
         match job {
             LogJob::Append(_) => {}
@@ -75,20 +92,35 @@ fn turn(node: &Node, wal: &mut Wal, jobs: &mut VecDeque<LogJob>) -> Result<(), W
         }
     }
     if let Some(batch) = pending {
-        append(node, wal, &batch)?;
+        append(node, wal, batch)?;
     }
     Ok(())
 }
 
-fn append(node: &Node, wal: &mut Wal, batch: &LogBatch) -> Result<(), WalError> {
+fn append(node: &Node, wal: &mut Wal, batch: LogBatch) -> Result<(), LogError> {
+    let received = batch.snapshot;
+    if let Some(received) = &received {
+        // File first, then its record: a record never stands for nothing. The state follows when it is installed; a
+        // member that dies before finds the bbolt file beside them when it starts.
+        let raft_driver::Snapshot { index, term, conf_state, data } = received.clone();
+        let file = SnapFile { index, term, conf_state: conf_state.clone(), data };
+        snap::save(node.disk.as_ref(), &node.settings.snap_dir, &file)?;
+        wal.save_snapshot(&SnapshotMark { index, term, conf_state: Some(conf_state) })?;
+    }
     let before = Instant::now();
     let synced = wal.append(&batch.entries, batch.hard_state.as_ref())?;
     let took = before.elapsed();
     debug_assert!(synced.waited() || batch.entries.is_empty(), "entries are synced before they are reported");
-    node.metrics.wal_fsync_duration.observe(took.as_secs_f64());
+    if synced.waited() {
+        node.metrics.wal_fsync_duration.observe(took.as_secs_f64());
+    }
     if took > SLOW_SYNC {
         tracing::warn!(took = ?took, "expected-duration" = ?SLOW_SYNC, "slow fdatasync");
     }
+    if let Some(received) = received {
+        node.apply_queue.push(ApplyJob::Install(received));
+    }
     node.persisted(batch.number);
+    node.send(batch.promises);
     Ok(())
 }

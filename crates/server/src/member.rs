@@ -1,27 +1,26 @@
 //! The member: what its threads share, and how clients reach it.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use api::{Answer, Identity, Limits, Member, Metrics, Reply, SnapshotSource, Status, TimeToLive};
+use api::{Answer, Identity, Limits, Member, MemberChange, Metrics, Reply, SnapshotSource, Status};
 use disk::Disk;
 use parking_lot::{Condvar, Mutex};
 use prost::Message as _;
 use proto::etcdserverpb as pb;
 use proto::{membershippb, raftpb};
-use state::lease::Renewal;
 use state::{Error, Reader};
-use wal::Entry;
 
-use crate::applier::Runner;
+use crate::applier::{ApplyJob, Runner};
 use crate::consensus::Event;
 use crate::drive::Core;
 use crate::image;
 use crate::log_writer::LogJob;
 use crate::queue::{PushError, Queue};
 use crate::upkeep::UpkeepJob;
+use crate::versions::Versions;
 use crate::waiters::Waiters;
 
 /// Proposals are refused when this many committed entries wait to be applied, as in etcd.
@@ -37,7 +36,9 @@ const DISK_BLOCK: u64 = 4096;
 pub(crate) struct Settings {
     pub(crate) limits: Limits,
     pub(crate) attributes: membershippb::Attributes,
+    pub(crate) data_dir: PathBuf,
     pub(crate) snap_dir: PathBuf,
+    pub(crate) strict_reconfig_check: bool,
     pub(crate) max_wals: usize,
     pub(crate) max_snapshots: usize,
     pub(crate) snapshot_catchup_entries: u64,
@@ -54,7 +55,7 @@ pub(crate) struct Node {
     pub(crate) waiters: Waiters,
     pub(crate) raft_queue: Queue<Event>,
     pub(crate) log_queue: Queue<LogJob>,
-    pub(crate) apply_queue: Queue<Vec<Entry>>,
+    pub(crate) apply_queue: Queue<ApplyJob>,
     pub(crate) upkeep_queue: Queue<UpkeepJob>,
     pub(crate) spare_queue: Queue<wal::Prepare>,
     /// The raft actor; `None` once it has ended.
@@ -65,6 +66,21 @@ pub(crate) struct Node {
     /// proposals gather: the report that comes next takes them along.
     pub(crate) log_sent: AtomicU64,
     pub(crate) log_synced: AtomicU64,
+    /// This node, for work that outlives a call.
+    pub(crate) this: Weak<Node>,
+    /// The connections to the other members; there from before the first event to after the last.
+    pub(crate) transport: OnceLock<peer::Transport>,
+    /// The event loop on which requests to other members wait for their answers.
+    pub(crate) events: OnceLock<tokio::runtime::Handle>,
+    /// Versions of the members, as far as they have told.
+    pub(crate) versions: Mutex<Versions>,
+    /// Snapshots on their way to other members, and until when the log is kept for those that have got theirs.
+    pub(crate) snapshots_out: AtomicU64,
+    pub(crate) keep_log_until_ms: AtomicU64,
+    /// When the last leader was lost; 0 = never.
+    pub(crate) leader_lost_ms: AtomicU64,
+    /// This member was removed and is about to stop.
+    pub(crate) leaving: AtomicBool,
     pub(crate) identity: Identity,
     reader: Reader,
     /// Held by the apply thread while it works on a batch; who holds it sees the state between two entries.
@@ -100,7 +116,9 @@ const STOPPING: u8 = 2;
 const FAILED: u8 = 3;
 
 impl Node {
+    #[expect(clippy::too_many_arguments, reason = "called once, by the place that joins the parts")]
     pub(crate) fn new(
+        this: &Weak<Node>,
         settings: Settings,
         disk: Arc<dyn Disk>,
         metrics: Arc<Metrics>,
@@ -125,13 +143,21 @@ impl Node {
             runner: Mutex::new(Some(runner)),
             log_sent: AtomicU64::new(0),
             log_synced: AtomicU64::new(0),
+            this: this.clone(),
+            transport: OnceLock::new(),
+            events: OnceLock::new(),
+            versions: Mutex::default(),
+            snapshots_out: AtomicU64::new(0),
+            keep_log_until_ms: AtomicU64::new(0),
+            leader_lost_ms: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
             identity,
             reader,
+            applied: AtomicU64::new(applied),
+            committed: AtomicU64::new(applied),
             between_entries: Mutex::new(conf_state),
             started: Instant::now(),
             ids: IdGenerator::new(identity.member_id),
-            applied: AtomicU64::new(applied),
-            committed: AtomicU64::new(applied),
             term: AtomicU64::new(0),
             leader: AtomicU64::new(0),
             learner: AtomicBool::new(false),
@@ -169,6 +195,16 @@ impl Node {
             self.phase_changed.notify_all();
         }
         self.close_queues();
+    }
+
+    /// How many members the cluster has.
+    pub(crate) fn state_members(&self) -> usize {
+        self.reader.members().len()
+    }
+
+    /// The newest revision, for log lines.
+    pub(crate) fn state_revision(&self) -> i64 {
+        self.reader.revision()
     }
 
     pub(crate) fn failed(&self) -> bool {
@@ -234,6 +270,22 @@ impl Node {
         self.tell(Event::Propose(request.encode_to_vec().into()));
     }
 
+    /// Proposes what only a leader may decide. It is forgotten if this member no longer leads.
+    pub(crate) fn propose_as_leader(&self, mut request: pb::InternalRaftRequest) {
+        request.header = Some(pb::RequestHeader { id: self.ids.next(), ..Default::default() });
+        self.tell(Event::ProposeAsLeader(request.encode_to_vec().into(), self.term()));
+    }
+
+    /// A renewed lease has its whole TTL before it again: what was noted of its rest no longer holds.
+    pub(crate) fn clear_checkpoint(&self, id: i64) {
+        self.propose_as_leader(pb::InternalRaftRequest {
+            lease_checkpoint: Some(pb::LeaseCheckpointRequest {
+                checkpoints: vec![pb::LeaseCheckpoint { id, remaining_ttl: 0 }],
+            }),
+            ..Default::default()
+        });
+    }
+
     /// A request was refused for want of space: the cluster is to know. Asked at most once a second; the alarm
     /// itself is idempotent.
     pub(crate) fn raise_nospace(&self) {
@@ -259,7 +311,7 @@ impl Node {
     }
 
     /// The state as it is between two entries.
-    fn image(&self) -> state::Image {
+    pub(crate) fn image(&self) -> state::Image {
         let conf_state = self.between_entries.lock();
         state::Image::take(&self.reader, self.applied.load(Ordering::SeqCst), &conf_state)
     }
@@ -373,36 +425,32 @@ impl Member for Node {
     }
 
     fn lease_renew(&self, id: i64, reply: Reply) {
-        if !self.is_leader() {
-            return reply.send(Err(Error::NoLeader));
+        match self.renew_here(id) {
+            Some(outcome) => reply.send(outcome.map(Answer::Renewed)),
+            None => self.forward_renewal(id, reply),
         }
-        let ttl = match self.reader.lessor().renew(id, self.now_ms()) {
-            Renewal::Renewed { ttl, clear_checkpoint } => {
-                if clear_checkpoint {
-                    self.propose_internal(pb::InternalRaftRequest {
-                        lease_checkpoint: Some(pb::LeaseCheckpointRequest {
-                            checkpoints: vec![pb::LeaseCheckpoint { id, remaining_ttl: 0 }],
-                        }),
-                        ..Default::default()
-                    });
-                }
-                ttl
-            }
-            Renewal::Expired | Renewal::NotFound => 0,
-            Renewal::NotPrimary => return reply.send(Err(Error::NoLeader)),
-        };
-        reply.send(Ok(Answer::Renewed(ttl)));
     }
 
     fn lease_time_to_live(&self, id: i64, keys: bool, reply: Reply) {
-        if !self.is_leader() {
-            return reply.send(Err(Error::NoLeader));
+        match self.time_to_live_here(id, keys) {
+            Some(found) => reply.send(Ok(Answer::TimeToLive(found))),
+            None => self.forward_time_to_live(id, keys, reply),
         }
-        let answer = match self.reader.lessor().time_to_live(id, keys, self.now_ms()) {
-            Some(found) => TimeToLive { ttl: found.ttl, granted_ttl: found.granted_ttl, keys: found.keys },
-            None => TimeToLive { ttl: -1, granted_ttl: 0, keys: Vec::new() },
-        };
-        reply.send(Ok(Answer::TimeToLive(answer)));
+    }
+
+    fn change_membership(&self, change: MemberChange, reply: Reply) {
+        self.begin_membership_change(change, reply);
+    }
+
+    fn move_leader(&self, target: u64, reply: Reply) {
+        match self.reader.member(target) {
+            Some(member) if !member.is_learner => {}
+            _ => return reply.send(Err(Error::BadLeaderTransferee)),
+        }
+        if target == self.identity.member_id {
+            return reply.send(Ok(Answer::Done));
+        }
+        self.tell(Event::Transfer { to: target, reply });
     }
 
     fn now_ms(&self) -> u64 {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -16,13 +16,15 @@ use proto::membershippb;
 use crate::applier::{self, Applier, Runner};
 use crate::bootstrap::{self, BootError, Booted};
 use crate::compactor::{Compactor, Retention};
-use crate::config::{AutoCompaction, ClusterError, Config, texts};
-use crate::consensus::Consensus;
+use crate::config::{AutoCompaction, ClusterError, ClusterState, Config, Url, texts};
+use crate::consensus::{Consensus, Event, Ticks};
 use crate::drive::{self, Core};
 use crate::listen::{self, Bound, Purpose, Workers};
 use crate::log_writer::{self, LogJob};
 use crate::member::{Node, Settings};
+use crate::peers::{self, Link};
 use crate::upkeep::{self, Upkeep};
+use crate::versions;
 
 /// Why a running member ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +78,7 @@ pub fn run(config: Config) -> Result<Exit, StartError> {
 
 async fn live(config: Config) -> Result<Exit, StartError> {
     let mut signals = Signals::new().map_err(|source| StartError::System { what: "cannot handle signals", source })?;
+    let for_peers = bind(&config.listen_peer_urls, "configuring peer listeners")?;
     let bound = bind_all(&config)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let plan = bootstrap::Plan {
@@ -84,6 +87,8 @@ async fn live(config: Config) -> Result<Exit, StartError> {
         wal_dir: config.wal_dir(),
         initial_cluster: config.initial_members()?.into_iter().map(|(name, urls)| (name, texts(&urls))).collect(),
         token: config.initial_cluster_token.clone(),
+        joins: config.initial_cluster_state == ClusterState::Existing,
+        force_new_cluster: config.force_new_cluster,
         quota_bytes: config.quota_backend_bytes,
         heartbeat_ms: config.heartbeat_ms,
         election_ms: config.election_ms,
@@ -99,7 +104,7 @@ async fn live(config: Config) -> Result<Exit, StartError> {
         signal = signals.next() => return Ok(Exit::Signal(signal)),
     };
     let metrics = Metrics::new(config.extensive_metrics);
-    let (node, mut threads) = start(&config, disk, Arc::clone(&metrics), booted, seed)?;
+    let (node, mut threads) = start(&config, disk, Arc::clone(&metrics), booted, for_peers, seed)?;
 
     let (close, closing) = tokio::sync::watch::channel(false);
     let shared = Arc::new(api::Shared {
@@ -122,11 +127,11 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     }
 
     let ready = wait_on_thread(&node, Node::wait_ready);
-    let stopped = tokio::select! {
-        _ = ready => None,
-        signal = signals.next() => Some(signal),
+    let (ready, stopped) = tokio::select! {
+        ready = ready => (ready, None),
+        signal = signals.next() => (None, Some(signal)),
     };
-    let signal = if stopped.is_none() && !node.failed() {
+    let signal = if ready == Some(true) {
         tracing::info!("ready to serve client requests");
         for bound in clients {
             tracing::info!(
@@ -148,6 +153,7 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     if let Some(signal) = signal {
         tracing::info!(signal = signal_name(signal), "received signal; shutting down");
     }
+    hand_over(&node).await;
     tracing::info!(name = config.name.as_str(), "data-dir" = %config.data_dir.display(), "closing etcd server");
     for acceptor in acceptors {
         acceptor.abort();
@@ -157,6 +163,9 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     close.send_replace(true);
     let joined = tokio::task::spawn_blocking(move || {
         let failure = |node: &Node| node.failure();
+        if let Some(transport) = node.transport.get() {
+            transport.stop();
+        }
         for thread in threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the member panicked");
@@ -175,47 +184,63 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     Ok(Exit::Signal(signal.unwrap_or(0)))
 }
 
-/// Runs a blocking wait on a thread of its own and resolves when it is over.
-async fn wait_on_thread<T: Send + 'static>(node: &Arc<Node>, wait: fn(&Node) -> T) {
-    let (done, over) = tokio::sync::oneshot::channel();
-    let node = Arc::clone(node);
-    let spawned = std::thread::Builder::new().name("wait".into()).spawn(move || {
-        wait(&node);
-        // Nobody listens any more when a signal came first.
-        let _nobody_waits = done.send(());
-    });
-    if spawned.is_ok() {
-        // An error means that the thread is gone, and with it what it waited for.
-        drop(over.await);
+/// A leader that stops hands over first: a cluster whose leader just goes is without one for a moment.
+async fn hand_over(node: &Arc<Node>) {
+    if !node.is_leader() || node.failed() || node.state_members() < 2 {
+        return;
+    }
+    let patience = Duration::from_millis(node.settings.limits.election_timeout_ms);
+    let asked = peers::ask(|reply| node.tell(Event::HandOver(reply)));
+    match tokio::time::timeout(patience, asked).await {
+        Ok(Ok(_)) => tracing::info!("leadership transfer finished"),
+        Ok(Err(error)) => tracing::warn!(%error, "failed to transfer leadership"),
+        Err(_) => tracing::warn!("leadership transfer took too long; stopping without it"),
     }
 }
 
+/// Runs a blocking wait on a thread of its own and resolves when it is over.
+async fn wait_on_thread<T: Send + 'static>(node: &Arc<Node>, wait: fn(&Node) -> T) -> Option<T> {
+    let (done, over) = tokio::sync::oneshot::channel();
+    let node = Arc::clone(node);
+    let spawned = std::thread::Builder::new().name("wait".into()).spawn(move || {
+        // Nobody listens any more when a signal came first.
+        let _nobody_waits = done.send(wait(&node));
+    });
+    spawned.ok()?;
+    // An error means that the thread is gone, and with it what it waited for.
+    over.await.ok()
+}
+
+/// Binds what serves clients.
 fn bind_all(config: &Config) -> Result<Vec<Bound>, StartError> {
     let mut bound = Vec::new();
     let purposes = [
-        (Purpose::Peer, &config.listen_peer_urls, "configuring peer listeners"),
         (Purpose::Client, &config.listen_client_urls, "configuring client listeners"),
         (Purpose::Metrics, &config.listen_metrics_urls, "configuring metrics listeners"),
     ];
     for (purpose, urls, message) in purposes {
-        if urls.is_empty() {
-            continue;
-        }
-        tracing::info!(urls = ?texts(urls), "{message}");
-        for url in urls {
-            let failed = |source| StartError::Listen { url: url.to_string(), source };
-            // With a name that stands for both, IPv4 is what people expect of `localhost`.
-            let address = url
-                .address()
-                .to_socket_addrs()
-                .map_err(failed)?
-                .min_by_key(SocketAddr::is_ipv6)
-                .ok_or_else(|| failed(io::ErrorKind::AddrNotAvailable.into()))?;
-            bound.push(Bound { listener: listen::bind(address).map_err(failed)?, purpose, url: url.to_string() });
+        for (listener, url) in bind(urls, message)?.into_iter().zip(texts(urls)) {
+            bound.push(Bound { listener, purpose, url });
         }
     }
     Ok(bound)
 }
+
+fn bind(urls: &[Url], message: &str) -> Result<Vec<TcpListener>, StartError> {
+    if !urls.is_empty() {
+        tracing::info!(urls = ?texts(urls), "{message}");
+    }
+    let bind = |url: &Url| {
+        // With a name that stands for both, IPv4 is what people expect of `localhost`.
+        let addresses = url.address().to_socket_addrs()?;
+        let address = addresses.min_by_key(SocketAddr::is_ipv6).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        listen::bind(address)
+    };
+    urls.iter().map(|url| bind(url).map_err(|source| StartError::Listen { url: url.to_string(), source })).collect()
+}
+
+/// How fast a snapshot is sent to another member: what follows the log and writes meanwhile should not notice.
+const SNAPSHOT_BYTES_PER_SECOND: u64 = 128 << 20;
 
 /// What a thread of the member does.
 type ThreadBody = Box<dyn FnOnce(&Arc<Node>) + Send>;
@@ -226,9 +251,11 @@ fn start(
     disk: Arc<dyn Disk>,
     metrics: Arc<Metrics>,
     booted: Booted,
+    peer_listeners: Vec<TcpListener>,
     seed: u64,
 ) -> Result<(Arc<Node>, Vec<JoinHandle<()>>), StartError> {
-    let Booted { identity, wal, driver, state, reader, mark, conf_state, snapshot_index, fresh, lock } = booted;
+    let Booted { identity, wal, driver, state, reader, mark, conf_state, snapshot_index, fresh, remotes, lock } =
+        booted;
     let quota_bytes = reader.quota_bytes();
     let settings = Settings {
         limits: Limits {
@@ -245,7 +272,9 @@ fn start(
             name: config.name.clone(),
             client_urls: texts(&config.advertise_client_urls),
         },
+        data_dir: config.data_dir.clone(),
         snap_dir: config.data_dir.join("member").join("snap"),
+        strict_reconfig_check: config.strict_reconfig_check,
         max_wals: usize::try_from(config.max_wals).unwrap_or(usize::MAX),
         max_snapshots: usize::try_from(config.max_snapshots).unwrap_or(usize::MAX),
         snapshot_catchup_entries: config.snapshot_catchup_entries,
@@ -254,21 +283,29 @@ fn start(
         quota_bytes,
     };
     let identity = Identity { cluster_id: identity.cluster_id, member_id: identity.node_id };
-    let retry_ticks = (500 / config.heartbeat_ms).max(1);
-    let consensus = Consensus::new(driver, retry_ticks, seed);
+    let ticks = |ms: u64| (ms / config.heartbeat_ms).max(1);
+    let limits = Ticks {
+        retry: ticks(500),
+        election: ticks(config.election_ms),
+        timeout: ticks(settings.limits.request_timeout_ms),
+    };
+    let consensus = Consensus::new(driver, limits, seed);
     let applier =
         Applier::new(state, reader.clone(), mark.index, conf_state.clone(), snapshot_index, config.snapshot_count);
-    let node = Arc::new(Node::new(
-        settings,
-        disk,
-        metrics,
-        identity,
-        reader.clone(),
-        mark.index,
-        conf_state,
-        Core::new(consensus),
-        Runner::new(applier),
-    ));
+    let node = Arc::new_cyclic(|this| {
+        Node::new(
+            this,
+            settings,
+            disk,
+            metrics,
+            identity,
+            reader.clone(),
+            mark.index,
+            conf_state,
+            Core::new(consensus),
+            Runner::new(applier),
+        )
+    });
     let hex = |id: u64| format!("{id:x}");
     tracing::info!(
         "local-member-id" = %hex(identity.member_id),
@@ -289,6 +326,31 @@ fn start(
         AutoCompaction::Revision(keep) => Some(Retention::Revisions(keep)),
     };
     let upkeep = Upkeep::new(retention.map(Compactor::new));
+
+    let mut peer_config = peer::Config::new(
+        identity.cluster_id,
+        identity.member_id,
+        texts(&config.advertise_peer_urls),
+        crate::ETCD_VERSION,
+    );
+    peer_config.snapshot_bytes_per_second = SNAPSHOT_BYTES_PER_SECOND;
+    let link = Arc::new(Link(Arc::clone(&node)));
+    let transport = peer::Transport::start(peer_config, peer_listeners, link)
+        .map_err(|source| StartError::System { what: "cannot start the peer thread", source })?;
+    for (id, urls) in remotes {
+        transport.add_remote(id, urls);
+    }
+    for member in reader.members().into_iter().filter(|m| m.id != identity.member_id) {
+        tracing::info!(
+            "remote-peer-id" = %hex(member.id),
+            "remote-peer-urls" = ?member.peer_urls,
+            "starting remote peer"
+        );
+        transport.add_peer(member.id, member.peer_urls);
+    }
+    // Both are set here and nowhere else.
+    let _first = (node.transport.set(transport), node.events.set(tokio::runtime::Handle::current()));
+    tokio::spawn(versions::watch(Arc::clone(&node)));
 
     let mut threads = Vec::new();
     let mut spawn = |name: &str, body: ThreadBody| {

@@ -10,11 +10,10 @@ use std::time::{Duration, Instant};
 
 use api::Member as _;
 use proto::etcdserverpb as pb;
-use proto::membershippb;
 use wal::SnapshotMark;
 use wal::snap::{self, SnapFile};
 
-use crate::applier::SnapshotPlan;
+use crate::applier::{ApplyJob, SnapshotPlan};
 use crate::compactor::Compactor;
 use crate::consensus::Event;
 use crate::log_writer::LogJob;
@@ -89,7 +88,7 @@ pub(crate) fn run(node: &Arc<Node>, mut upkeep: Upkeep) {
             Ok(false) => {
                 if node.state().store().wants_flush() {
                     // An idle apply thread does not flush by itself; having nothing to apply makes it.
-                    node.apply_queue.push(Vec::new());
+                    node.apply_queue.push(ApplyJob::Entries(Vec::new()));
                 }
                 if node.waiters.compaction_pending() {
                     if node.state().store().compaction_done() {
@@ -122,7 +121,7 @@ impl Upkeep {
         }
         if now_ms >= self.next_expire_ms {
             self.next_expire_ms = now_ms + EXPIRE_MS;
-            let failed = node.waiters.expire(now_ms);
+            let failed = node.waiters.expire(now_ms, || node.timeout_error());
             node.metrics.proposals_failed.inc_by(failed);
             node.metrics.proposals_pending.set(i64::try_from(node.waiters.len()).unwrap_or(i64::MAX));
         }
@@ -130,7 +129,7 @@ impl Upkeep {
             self.next_lease_ms = now_ms + LEASE_MS;
             for id in node.state().lessor().expired(now_ms, LEASES_PER_LOOK) {
                 node.metrics.lease_expired_total.inc();
-                node.propose_internal(pb::InternalRaftRequest {
+                node.propose_as_leader(pb::InternalRaftRequest {
                     lease_revoke: Some(pb::LeaseRevokeRequest { id }),
                     ..Default::default()
                 });
@@ -139,7 +138,7 @@ impl Upkeep {
         if leading && now_ms >= self.next_checkpoint_ms {
             self.next_checkpoint_ms = now_ms + CHECKPOINT_MS;
             for checkpoints in node.state().lessor().checkpoints(now_ms).chunks(1000) {
-                node.propose_internal(pb::InternalRaftRequest {
+                node.propose_as_leader(pb::InternalRaftRequest {
                     lease_checkpoint: Some(pb::LeaseCheckpointRequest { checkpoints: checkpoints.to_vec() }),
                     ..Default::default()
                 });
@@ -149,7 +148,7 @@ impl Upkeep {
             && let Some(revision) = compactor.tick(now_ms, leading, node.state().revision())
         {
             tracing::info!(revision, "starting auto compaction");
-            node.propose_internal(pb::InternalRaftRequest {
+            node.propose_as_leader(pb::InternalRaftRequest {
                 compaction: Some(pb::CompactionRequest { revision, physical: false }),
                 ..Default::default()
             });
@@ -188,25 +187,10 @@ impl Upkeep {
         }
         self.next_publish_ms = now_ms + if self.next_publish_ms == 0 { 20 } else { 500 };
         if !named {
-            node.propose_internal(pb::InternalRaftRequest {
-                cluster_member_attr_set: Some(membershippb::ClusterMemberAttrSetRequest {
-                    member_id: own,
-                    member_attributes: Some(attributes.clone()),
-                }),
-                ..Default::default()
-            });
+            node.publish_attributes();
         }
         if !versioned && node.is_leader() {
-            tracing::info!(
-                "cluster-version" = crate::CLUSTER_VERSION,
-                "setting up initial cluster version using v3 API"
-            );
-            node.propose_internal(pb::InternalRaftRequest {
-                cluster_version_set: Some(membershippb::ClusterVersionSetRequest {
-                    ver: crate::CLUSTER_VERSION.to_string(),
-                }),
-                ..Default::default()
-            });
+            node.decide_version();
         }
     }
 }
@@ -230,7 +214,8 @@ fn save_snapshot(node: &Arc<Node>, plan: SnapshotPlan) -> Result<(), Box<dyn std
     node.log_queue.push(LogJob::Snapshot { mark, release: plan.index });
     tracing::info!("snapshot-index" = plan.index, "saved snapshot to disk");
     let keep = node.settings.snapshot_catchup_entries;
-    if plan.index > keep {
+    // Members that are being brought up need the log from their snapshot on.
+    if plan.index > keep && !node.keeps_log() {
         node.tell(Event::Compact(plan.index - keep));
         tracing::info!("compact-index" = plan.index - keep, "compacted Raft logs");
     }

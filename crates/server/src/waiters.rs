@@ -92,8 +92,8 @@ impl Waiters {
         }
     }
 
-    /// Gives up on those whose time is over; returns how many.
-    pub(crate) fn expire(&self, now_ms: u64) -> u64 {
+    /// Gives up on those whose time is over, for this reason; returns how many.
+    pub(crate) fn expire(&self, now_ms: u64, reason: impl Fn() -> Error) -> u64 {
         let mut late = Vec::new();
         {
             let mut inner = self.inner.lock();
@@ -105,7 +105,7 @@ impl Waiters {
         }
         let count = late.len() as u64;
         for waiter in late {
-            waiter.reply.send(Err(Error::Timeout));
+            waiter.reply.send(Err(reason()));
         }
         count
     }
@@ -142,7 +142,7 @@ mod tests {
         let mut batch = vec![(1, Ok(Answer::Done))];
         waiters.answer(&mut batch, &mut Outbox::new());
         waiters.add(3, refused, 20, half).expect("room again");
-        assert_eq!(waiters.expire(15), 1, "the second is late, the third is not");
+        assert_eq!(waiters.expire(15, || Error::Timeout), 1, "the second is late, the third is not");
         assert_eq!(waiters.len(), 1);
     }
 }

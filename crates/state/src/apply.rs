@@ -23,10 +23,6 @@ use crate::{Error, Lessor, Member, Reader, quota};
 /// What a member knows of itself when it starts.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// This member.
-    pub member_id: u64,
-    /// Its cluster.
-    pub cluster_id: u64,
     /// Space quota in bytes: 0 = the default of 2 GiB, negative = none.
     pub quota_bytes: i64,
     /// Heartbeat interval in milliseconds.

@@ -62,6 +62,13 @@ pub struct Attributes {
     pub client_urls: Vec<String>,
 }
 
+impl Attributes {
+    /// As they are stored, and travel through the log before etcd 3.6.
+    pub fn to_json(&self) -> String {
+        go_json(self)
+    }
+}
+
 /// The context of a configuration change.
 #[derive(Debug, Deserialize)]
 struct Context {

@@ -14,7 +14,7 @@ use store::{Mark, Options, Store};
 
 fn open(disk: &Arc<dyn Disk>, quota_bytes: i64) -> (State, Reader, Mark) {
     let (store, writer, mark) = Store::open(disk.clone(), Path::new("/store"), Options::default()).expect("a store");
-    let config = Config { member_id: 1, cluster_id: 1, quota_bytes, heartbeat_ms: 100, election_timeout_ms: 1_000 };
+    let config = Config { quota_bytes, heartbeat_ms: 100, election_timeout_ms: 1_000 };
     let (state, reader) = State::open(store, writer, &mark, config).expect("a state");
     (state, reader, mark)
 }

@@ -213,7 +213,7 @@ fn the_v2_store_of_an_old_member_counts() {
     state.close().unwrap();
     let (_, writer, mark) = Store::open(disk.clone(), Path::new("/store"), Options::default()).unwrap();
     let store = writer.store().clone();
-    let config = Config { member_id: 1, cluster_id: 1, quota_bytes: 0, heartbeat_ms: 100, election_timeout_ms: 1_000 };
+    let config = Config { quota_bytes: 0, heartbeat_ms: 100, election_timeout_ms: 1_000 };
     let (_, again) = State::open(store, writer, &mark, config).unwrap();
     assert_eq!(again.members(), members);
 }

@@ -119,7 +119,7 @@ fn every_answer_is_one_revision_while_others_write_compact_and_reclaim() {
     let options =
         Options { segment_bytes: 64 << 10, flush_bytes: 4 << 10, recent_bytes: 16 << 10, ..Options::default() };
     let (store, writer, mark) = Store::open(disk, Path::new("/store"), options).expect("a store");
-    let config = Config { member_id: 1, cluster_id: 1, quota_bytes: -1, heartbeat_ms: 100, election_timeout_ms: 1_000 };
+    let config = Config { quota_bytes: -1, heartbeat_ms: 100, election_timeout_ms: 1_000 };
     let (mut state, reader) = State::open(store, writer, &mark, config).expect("a state");
     let done = AtomicBool::new(false);
     thread::scope(|scope| {

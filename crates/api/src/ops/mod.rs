@@ -18,6 +18,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use serde_json::json;
 
+use crate::member::Member;
 use crate::metrics::file_descriptors;
 use crate::worker::Worker;
 
@@ -41,7 +42,6 @@ impl Default for HttpOptions {
 pub(crate) enum Port {
     Client,
     Metrics,
-    Peer,
 }
 
 /// Answers a request over HTTP/1.1. Its body, if any, is of no interest to any path here.
@@ -88,9 +88,7 @@ async fn route(worker: &Rc<Worker>, port: Port, method: &Method, uri: &Uri) -> R
     let query = uri.query().unwrap_or("");
     let not_found = || text(StatusCode::NOT_FOUND, "404 page not found\n");
     match (path, port) {
-        ("/version", Port::Client | Port::Peer) => only_get(method, async { version(worker) }).await,
-        ("/members", Port::Peer) => only_get(method, async { members(worker) }).await,
-        (_, Port::Peer) => not_found(),
+        ("/version", Port::Client) => only_get(method, async { version(worker) }).await,
         ("/health", _) => only_get(method, checks::health(worker, query)).await,
         ("/metrics", _) => metrics(worker),
         ("/debug/vars", Port::Client) => variables(worker),
@@ -118,7 +116,12 @@ async fn only_get(method: &Method, response: impl Future<Output = Response<Bytes
 }
 
 fn version(worker: &Worker) -> Response<Bytes> {
-    let status = worker.member().status();
+    with_type(StatusCode::OK, "application/json", version_json(worker.member()))
+}
+
+/// The body of `/version`, on the client port and for peers.
+pub fn version_json(member: &dyn Member) -> Vec<u8> {
+    let status = member.status();
     let or = |version: String, absent: &str| if version.is_empty() { absent.to_owned() } else { version };
     // Written by hand, so that the fields come in etcd's order.
     let body = format!(
@@ -127,41 +130,13 @@ fn version(worker: &Worker) -> Response<Bytes> {
         json!(or(status.cluster_version, "not_decided")),
         json!(or(status.storage_version, "unknown")),
     );
-    with_type(StatusCode::OK, "application/json", body)
+    body.into_bytes()
 }
 
-/// A member as the peer port shows it.
-#[derive(serde::Serialize)]
-struct ShownMember {
-    id: u64,
-    #[serde(rename = "peerURLs")]
-    peer_urls: Vec<String>,
-    #[serde(rename = "isLearner", skip_serializing_if = "std::ops::Not::not")]
-    is_learner: bool,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    name: String,
-    #[serde(rename = "clientURLs", skip_serializing_if = "Vec::is_empty")]
-    client_urls: Vec<String>,
-}
-
-/// The members as their peers ask for them before they join.
-fn members(worker: &Worker) -> Response<Bytes> {
-    let members = worker.member().state().members().into_iter().map(|member| ShownMember {
-        id: member.id,
-        peer_urls: member.peer_urls,
-        is_learner: member.is_learner,
-        name: member.name,
-        client_urls: member.client_urls,
-    });
-    let body = match serde_json::to_string(&members.collect::<Vec<_>>()) {
-        Ok(body) => body + "\n",
-        Err(error) => return text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-    };
-    let mut response = with_type(StatusCode::OK, "application/json", body);
-    if let Ok(id) = HeaderValue::from_str(&format!("{:x}", worker.member().identity().cluster_id)) {
-        response.headers_mut().insert("x-etcd-cluster-id", id);
-    }
-    response
+/// The members as their peers ask for them before they join: a JSON array.
+pub fn members_json(member: &dyn Member) -> Vec<u8> {
+    // Members and their rows in the store have the same shape, so this cannot fail.
+    serde_json::to_vec(&member.state().members()).unwrap_or_else(|_| b"[]".to_vec())
 }
 
 fn metrics(worker: &Worker) -> Response<Bytes> {

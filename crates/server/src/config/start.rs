@@ -1,7 +1,7 @@
 //! What is looked at between a checked configuration and a running member.
 
+use super::Config;
 use super::url::texts;
-use super::{ClusterState, Config};
 use crate::logging::took;
 use std::time::Duration;
 
@@ -82,12 +82,6 @@ impl Config {
         if !discovery.url.is_empty() || !discovery.srv.is_empty() || !discovery.token.is_empty() {
             return refuse("discovery".into());
         }
-        if self.force_new_cluster {
-            return refuse("--force-new-cluster".into());
-        }
-        if self.initial_cluster_state == ClusterState::Existing && !self.is_initialized() {
-            return refuse("--initial-cluster-state=existing for a new member".into());
-        }
         Ok(())
     }
 }
@@ -110,8 +104,6 @@ mod tests {
                 .to_string()
                 .starts_with("listening on https://127.0.0.1:1 is not supported")
         );
-        let joining = Config { initial_cluster_state: ClusterState::Existing, ..config() };
-        assert!(joining.check_supported().is_err());
         assert_eq!(config().check_supported(), Ok(()));
     }
 

@@ -76,7 +76,7 @@ fn open(disk: &Arc<dyn Disk>) -> (State, Reader, Hub) {
     // Hardly anything in memory: reads come from the files.
     let options = Options { segment_bytes: 4 << 10, flush_bytes: 256, recent_bytes: 1 << 10, ..Options::default() };
     let (store, writer, mark) = Store::open(disk.clone(), Path::new("/store"), options).unwrap();
-    let config = Config { member_id: 1, cluster_id: 1, quota_bytes: 0, heartbeat_ms: 100, election_timeout_ms: 1_000 };
+    let config = Config { quota_bytes: 0, heartbeat_ms: 100, election_timeout_ms: 1_000 };
     let (state, reader) = State::open(store, writer, &mark, config).unwrap();
     reader.feed().limit(usize::MAX, 8);
     let hub = Hub::new(&reader, Arc::new(|| {}), 1_000);

@@ -50,7 +50,7 @@ pub fn recorded(version: &str) -> Vec<Entry> {
 
 pub fn open(disk: &Arc<dyn Disk>) -> (State, Reader) {
     let (store, writer, mark) = Store::open(disk.clone(), Path::new("/store"), Options::default()).expect("a store");
-    let config = Config { member_id: 1, cluster_id: 1, quota_bytes: 0, heartbeat_ms: 100, election_timeout_ms: 1_000 };
+    let config = Config { quota_bytes: 0, heartbeat_ms: 100, election_timeout_ms: 1_000 };
     State::open(store, writer, &mark, config).expect("a state")
 }
 

@@ -395,7 +395,7 @@ impl World {
 
 fn open(disk: &Arc<dyn Disk>) -> (State, Reader, Hub, Arc<AtomicUsize>) {
     let (store, writer, mark) = Store::open(disk.clone(), Path::new("/store"), Options::default()).expect("a store");
-    let config = Config { member_id: 1, cluster_id: 1, quota_bytes: 0, heartbeat_ms: 100, election_timeout_ms: 1_000 };
+    let config = Config { quota_bytes: 0, heartbeat_ms: 100, election_timeout_ms: 1_000 };
     let (state, reader) = State::open(store, writer, &mark, config).expect("a state");
     let wakes = Arc::new(AtomicUsize::new(0));
     let counter = wakes.clone();

@@ -1,0 +1,381 @@
+//! What peers ask of this member, and what it asks of them.
+//!
+//! [`Link`] is the member as the `peer` crate sees it: messages in, saved snapshots, forwarded requests. The other
+//! direction are the methods of [`Node`] here: messages and snapshots out, requests forwarded to the leader.
+
+use std::future::Future;
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use api::mailbox::Mailbox;
+use api::{Answer, Member as _, MemberChange, Outcome, Reply, TimeToLive};
+use disk::Open;
+use peer::{
+    BoxFuture, CallError, Caller, HashError, HashKv, LeaseError, Local, PromoteError, RemainingLease, StepError,
+};
+use proto::raftpb;
+use state::Error;
+use state::lease::Renewal;
+
+use crate::applier::snapshot_file_name;
+use crate::consensus::Event;
+use crate::member::Node;
+
+/// Snapshots on their way to other members at a time; what is asked for beyond that is asked again later.
+const MAX_SNAPSHOTS: u64 = 16;
+/// After a snapshot has been delivered its receiver still has to install it, and then needs the log from there on.
+const KEEP_LOG_AFTER_SNAPSHOT_MS: u64 = 30_000;
+/// A piece of a received snapshot on its way to disk.
+const PIECE_BYTES: usize = 256 << 10;
+/// Before a request to the leader is repeated.
+const RETRY: Duration = Duration::from_millis(50);
+/// How long one call of a peer may take.
+const CALL: Duration = Duration::from_secs(5);
+
+/// The member as its peers see it.
+pub(crate) struct Link(pub(crate) Arc<Node>);
+
+impl Local for Link {
+    fn step(&self, message: raftpb::Message) -> Result<(), StepError> {
+        self.0.accept(&message)?;
+        self.0.tell(Event::Step(message));
+        Ok(())
+    }
+
+    fn step_all(&self, messages: &mut Vec<raftpb::Message>) {
+        for message in messages.drain(..) {
+            match self.0.accept(&message) {
+                Ok(()) => self.0.raft_queue.push(Event::Step(message)),
+                Err(error) => tracing::debug!(%error, "a message from a peer was not taken"),
+            }
+        }
+        self.0.drive();
+    }
+
+    fn report_unreachable(&self, id: u64) {
+        // Also called from within a send, and so from within the actor's own turn: queued, and taken in the next.
+        self.0.raft_queue.push(Event::Unreachable(id));
+    }
+
+    fn report_snapshot(&self, id: u64, delivered: bool) {
+        self.0.snapshot_ended(id, delivered);
+    }
+
+    fn peer_gone(&self, id: u64) {
+        self.0.tell(Event::Gone(id));
+    }
+
+    fn removed(&self, by: u64) {
+        tracing::warn!(
+            "local-member-id" = %format!("{:x}", self.0.identity.member_id),
+            "remote-peer-id" = %format!("{by:x}"),
+            "a peer says that this member was removed from the cluster"
+        );
+        self.0.leave();
+    }
+
+    fn is_removed(&self, id: u64) -> bool {
+        self.0.state().is_removed(id)
+    }
+
+    fn members(&self) -> Vec<u8> {
+        api::ops::members_json(&*self.0)
+    }
+
+    fn version(&self) -> Vec<u8> {
+        api::ops::version_json(&*self.0)
+    }
+
+    fn save_snapshot(&self, message: &raftpb::Message, body: &mut dyn Read) -> Result<(), String> {
+        let index = message.snapshot.as_ref().and_then(|s| s.metadata.as_ref()).and_then(|m| m.index).unwrap_or(0);
+        let node = &self.0;
+        let path = node.settings.snap_dir.join(snapshot_file_name(index));
+        // Written under another name: only a whole file is ever found under the right one.
+        let partial = path.with_extension("db.part");
+        let mut save = || -> std::io::Result<u64> {
+            let file = node.disk.open(&partial, Open::Truncate)?;
+            let (mut piece, mut at) = (vec![0; PIECE_BYTES], 0);
+            loop {
+                let read = body.read(&mut piece)?;
+                if read == 0 {
+                    break;
+                }
+                file.write_at(&piece[..read], at)?;
+                at += read as u64;
+            }
+            file.sync()?;
+            node.disk.rename(&partial, &path)?;
+            node.disk.sync_dir(&node.settings.snap_dir)?;
+            Ok(at)
+        };
+        match save() {
+            Ok(bytes) => {
+                tracing::info!(path = %path.display(), "snapshot-index" = index, bytes, "saved the leader's snapshot");
+                Ok(())
+            }
+            Err(error) => {
+                // Half a file is of no use; that it cannot be removed either adds nothing.
+                drop(node.disk.remove(&partial));
+                Err(error.to_string())
+            }
+        }
+    }
+
+    fn renew_lease(&self, id: i64) -> BoxFuture<Result<i64, LeaseError>> {
+        let node = Arc::clone(&self.0);
+        Box::pin(async move {
+            match node.renew_here(id) {
+                None => Err(LeaseError::NotPrimary),
+                Some(Ok(0)) => Err(LeaseError::NotFound),
+                Some(Ok(ttl)) => Ok(ttl),
+                Some(Err(error)) => Err(LeaseError::Other(error.to_string())),
+            }
+        })
+    }
+
+    fn remaining_lease(&self, id: i64, keys: bool) -> BoxFuture<Result<RemainingLease, LeaseError>> {
+        let node = Arc::clone(&self.0);
+        Box::pin(async move {
+            // The lease may have been granted a moment ago, through another member.
+            ask(|reply| node.read_index(reply)).await.map_err(|_| LeaseError::Timeout)?;
+            match node.time_to_live_here(id, keys) {
+                None => Err(LeaseError::NotPrimary),
+                Some(found) if found.ttl < 0 => Err(LeaseError::NotFound),
+                Some(TimeToLive { ttl, granted_ttl, keys }) => Ok(RemainingLease { id, ttl, granted_ttl, keys }),
+            }
+        })
+    }
+
+    fn promote(&self, id: u64) -> BoxFuture<Result<Vec<u8>, PromoteError>> {
+        let node = Arc::clone(&self.0);
+        Box::pin(async move {
+            match ask(|reply| node.change_membership(MemberChange::Promote { id }, reply)).await {
+                Ok(_) => Ok(api::ops::members_json(&*node)),
+                Err(Error::MemberNotFound) => Err(PromoteError::NotFound),
+                Err(Error::MemberNotLearner) => Err(PromoteError::NotLearner),
+                Err(Error::LearnerNotReady) => Err(PromoteError::NotReady),
+                Err(error) => Err(PromoteError::Other(error.to_string())),
+            }
+        })
+    }
+
+    fn hash_kv(&self, revision: i64) -> BoxFuture<Result<HashKv, HashError>> {
+        let node = Arc::clone(&self.0);
+        Box::pin(async move {
+            let hash = tokio::task::spawn_blocking(move || {
+                let found = node.state().hash_kv(revision)?;
+                Ok(HashKv {
+                    revision: node.state().revision(),
+                    hash: found.hash,
+                    compact_revision: found.compact_revision,
+                    hash_revision: Some(found.hash_revision),
+                })
+            });
+            match hash.await {
+                Ok(Ok(hash)) => Ok(hash),
+                Ok(Err(Error::Compacted)) => Err(HashError::Compacted),
+                Ok(Err(Error::FutureRev)) => Err(HashError::Future),
+                Ok(Err(error)) => Err(HashError::Other(error.to_string())),
+                Err(error) => Err(HashError::Other(error.to_string())),
+            }
+        })
+    }
+
+    fn downgrade_enabled(&self) -> BoxFuture<Result<bool, String>> {
+        let node = Arc::clone(&self.0);
+        Box::pin(async move {
+            ask(|reply| node.read_index(reply)).await.map_err(|error| error.to_string())?;
+            Ok(node.state().downgrade().enabled)
+        })
+    }
+}
+
+/// Asks the member where there is no worker.
+pub(crate) async fn ask(question: impl FnOnce(Reply)) -> Outcome {
+    let mailbox = Mailbox::new();
+    question(Reply::new(Arc::clone(&mailbox), 0));
+    let mut deliveries = Vec::new();
+    std::future::poll_fn(|cx| mailbox.poll_take(&mut deliveries, cx)).await;
+    deliveries.pop().map_or(Err(Error::Stopped), |delivery| delivery.outcome)
+}
+
+impl Node {
+    fn accept(&self, message: &raftpb::Message) -> Result<(), StepError> {
+        if self.failed() {
+            return Err(StepError::Stopped);
+        }
+        if self.state().is_removed(message.from.unwrap_or(0)) {
+            return Err(StepError::Removed);
+        }
+        Ok(())
+    }
+
+    /// Hands messages to the peers' connections.
+    pub(crate) fn send(&self, mut messages: Vec<raftpb::Message>) {
+        if messages.is_empty() {
+            return;
+        }
+        let Some(transport) = self.transport.get() else { return };
+        let is_snapshot = |m: &mut raftpb::Message| m.r#type() == raftpb::MessageType::MsgSnap;
+        for snapshot in messages.extract_if(.., is_snapshot) {
+            self.send_snapshot(snapshot);
+        }
+        transport.send(messages);
+    }
+
+    /// Sends what this member has applied, which is at least what raft asks for. Making the file reads the whole state, so
+    /// a thread of its own does it.
+    fn send_snapshot(&self, mut message: raftpb::Message) {
+        let to = message.to.unwrap_or(0);
+        let (Some(node), Some(transport)) = (self.this.upgrade(), self.transport.get().cloned()) else { return };
+        if self.snapshots_out.fetch_add(1, Ordering::SeqCst) >= MAX_SNAPSHOTS {
+            return self.snapshot_ended(to, false);
+        }
+        let spawned = std::thread::Builder::new().name("snapshot".into()).spawn(move || {
+            let image = node.image();
+            let index = image.index();
+            tracing::info!(to = %format!("{to:x}"), "snapshot-index" = index, "sending a database snapshot");
+            message.snapshot = Some(raftpb::Snapshot {
+                data: Some(image.v2_json().clone()),
+                metadata: Some(raftpb::SnapshotMetadata {
+                    conf_state: Some(image.conf_state().clone()),
+                    index: Some(index),
+                    term: Some(image.term()),
+                }),
+            });
+            transport.send_snapshot(message, Box::new(image.into_pieces()));
+        });
+        if spawned.is_err() {
+            self.snapshot_ended(to, false);
+        }
+    }
+
+    fn snapshot_ended(&self, to: u64, delivered: bool) {
+        if delivered {
+            self.keep_log_until_ms.store(self.now_ms() + KEEP_LOG_AFTER_SNAPSHOT_MS, Ordering::SeqCst);
+        }
+        self.snapshots_out.fetch_sub(1, Ordering::SeqCst);
+        // May be called from within the actor's own turn, which looks at the queue again.
+        self.raft_queue.push(Event::SnapshotSent { to, delivered });
+        self.drive();
+    }
+
+    /// Whether a member is being brought up by snapshot, and will need the log from there on.
+    pub(crate) fn keeps_log(&self) -> bool {
+        self.snapshots_out.load(Ordering::SeqCst) > 0 || self.now_ms() < self.keep_log_until_ms.load(Ordering::SeqCst)
+    }
+
+    /// Renews a lease if this member leads; `Ok(0)` if there is no such lease.
+    pub(crate) fn renew_here(&self, id: i64) -> Option<Result<i64, Error>> {
+        if !self.is_leader() {
+            return None;
+        }
+        match self.state().lessor().renew(id, self.now_ms()) {
+            Renewal::Renewed { ttl, clear_checkpoint } => {
+                if clear_checkpoint {
+                    self.clear_checkpoint(id);
+                }
+                Some(Ok(ttl))
+            }
+            Renewal::Expired | Renewal::NotFound => Some(Ok(0)),
+            Renewal::NotPrimary => None,
+        }
+    }
+
+    /// What is known of a lease if this member leads.
+    pub(crate) fn time_to_live_here(&self, id: i64, keys: bool) -> Option<TimeToLive> {
+        if !self.is_leader() {
+            return None;
+        }
+        Some(match self.state().lessor().time_to_live(id, keys, self.now_ms()) {
+            Some(found) => TimeToLive { ttl: found.ttl, granted_ttl: found.granted_ttl, keys: found.keys },
+            None => TimeToLive { ttl: -1, granted_ttl: 0, keys: Vec::new() },
+        })
+    }
+
+    /// Renews a lease through the leader.
+    pub(crate) fn forward_renewal(&self, id: i64, reply: Reply) {
+        self.in_background(reply, move |node| async move {
+            let here = |node: &Node| node.renew_here(id);
+            let there = move |caller: Caller, url: String| async move { caller.renew_lease(&url, id).await };
+            match node.at_leader(here, there).await {
+                Ok(ttl) => Ok(Answer::Renewed(ttl)),
+                Err(Error::LeaseNotFound) => Ok(Answer::Renewed(0)),
+                Err(error) => Err(error),
+            }
+        });
+    }
+
+    /// Asks the leader for a lease.
+    pub(crate) fn forward_time_to_live(&self, id: i64, keys: bool, reply: Reply) {
+        self.in_background(reply, move |node| async move {
+            let here = |node: &Node| node.time_to_live_here(id, keys).map(Ok);
+            let there = move |caller: Caller, url: String| async move {
+                let found = caller.remaining_lease(&url, id, keys).await?;
+                Ok(TimeToLive { ttl: found.ttl, granted_ttl: found.granted_ttl, keys: found.keys })
+            };
+            match node.at_leader(here, there).await {
+                Ok(found) => Ok(Answer::TimeToLive(found)),
+                Err(Error::LeaseNotFound) => {
+                    Ok(Answer::TimeToLive(TimeToLive { ttl: -1, granted_ttl: 0, keys: Vec::new() }))
+                }
+                Err(error) => Err(error),
+            }
+        });
+    }
+
+    /// Runs something that takes time on the member's event loop, and answers with its outcome.
+    pub(crate) fn in_background<F>(&self, reply: Reply, work: impl FnOnce(Arc<Node>) -> F)
+    where
+        F: Future<Output = Outcome> + Send + 'static,
+    {
+        // Without either the member is stopping; a dropped reply says so.
+        let (Some(node), Some(events)) = (self.this.upgrade(), self.events.get()) else { return };
+        let work = work(node);
+        events.spawn(async move { reply.send(work.await) });
+    }
+
+    /// Does something here if this member leads, and otherwise through the leader's peer port, again and again until it
+    /// is done, refused, or the request's time is over.
+    pub(crate) async fn at_leader<T, F>(
+        &self,
+        here: impl Fn(&Node) -> Option<Result<T, Error>>,
+        there: impl Fn(Caller, String) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, CallError>>,
+    {
+        let until = self.now_ms() + self.settings.limits.request_timeout_ms;
+        loop {
+            if let Some(done) = here(self) {
+                return done;
+            }
+            let leader = self.state().member(self.leader());
+            for url in leader.map(|leader| leader.peer_urls).unwrap_or_default() {
+                match there(Caller::new(CALL), url).await {
+                    Ok(done) => return Ok(done),
+                    Err(CallError::Refused { status: 404, text, .. }) if text.contains("lease not found") => {
+                        return Err(Error::LeaseNotFound);
+                    }
+                    Err(CallError::Refused { status: 404, text, .. }) if text.contains("ID not found") => {
+                        return Err(Error::MemberNotFound);
+                    }
+                    Err(CallError::Refused { status: 412, text, .. }) if text.contains("in sync with leader") => {
+                        return Err(Error::LearnerNotReady);
+                    }
+                    Err(CallError::Refused { status: 412, text, .. }) if text.contains("promote a learner member") => {
+                        return Err(Error::MemberNotLearner);
+                    }
+                    // The leader may have changed, or be about to.
+                    Err(error) => tracing::debug!(%error, "a request was not forwarded"),
+                }
+            }
+            if self.now_ms() >= until {
+                return Err(self.timeout_error());
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
