@@ -93,6 +93,12 @@ pub(crate) struct Booted {
     pub(crate) lock: Arc<dyn File>,
 }
 
+/// One append message to a follower, and how many may be on their way: together less than what may wait for a connection.
+const MAX_MESSAGE_BYTES: u64 = 512 << 10;
+const MAX_INFLIGHT: usize = 256;
+/// See [`MAX_INFLIGHT`].
+pub(crate) const MAX_QUEUED_BYTES: usize = 160 << 20;
+
 /// How often a second process says that it waits for the first.
 const LOCK_NOTICE: Duration = Duration::from_secs(10);
 
@@ -132,8 +138,8 @@ pub(crate) fn boot(disk: &Arc<dyn Disk>, plan: &Plan, seed: u64) -> Result<Boote
             election_ticks,
             heartbeat_ticks: 1,
             pre_vote: plan.pre_vote,
-            max_message_bytes: 1 << 20,
-            max_inflight: 512,
+            max_message_bytes: MAX_MESSAGE_BYTES,
+            max_inflight: MAX_INFLIGHT,
             max_committed_bytes: 4 << 20,
             max_uncommitted_bytes: 1 << 30,
             applied: mark.index,

@@ -35,7 +35,7 @@ pub(crate) enum Event {
     /// One heartbeat interval has passed.
     Tick,
     /// A message from a peer.
-    Step(raftpb::Message),
+    Step(Box<raftpb::Message>),
     /// A message to this peer was lost.
     Unreachable(u64),
     /// What became of a snapshot on its way to this peer.
@@ -218,7 +218,7 @@ impl Consensus {
             }
             Event::Compact(index) => self.driver.compact(index),
             Event::Tick => self.tick(),
-            Event::Step(message) => match self.driver.step(message) {
+            Event::Step(message) => match self.driver.step(*message) {
                 Ok(()) | Err(DriverError::Dropped) => {}
                 Err(error @ DriverError::LogLost { .. }) => self.fatal = Some(error.to_string()),
                 Err(error) => tracing::warn!(error = %error, "refused a raft message"),

@@ -40,14 +40,14 @@ pub(crate) struct Link(pub(crate) Arc<Node>);
 impl Local for Link {
     fn step(&self, message: raftpb::Message) -> Result<(), StepError> {
         self.0.accept(&message)?;
-        self.0.tell(Event::Step(message));
+        self.0.tell(Event::Step(Box::new(message)));
         Ok(())
     }
 
     fn step_all(&self, messages: &mut Vec<raftpb::Message>) {
         for message in messages.drain(..) {
             match self.0.accept(&message) {
-                Ok(()) => self.0.raft_queue.push(Event::Step(message)),
+                Ok(()) => self.0.raft_queue.push(Event::Step(Box::new(message))),
                 Err(error) => tracing::debug!(%error, "a message from a peer was not taken"),
             }
         }

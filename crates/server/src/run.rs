@@ -333,6 +333,7 @@ fn start(
         texts(&config.advertise_peer_urls),
         crate::ETCD_VERSION,
     );
+    peer_config.max_queued_bytes = bootstrap::MAX_QUEUED_BYTES;
     peer_config.snapshot_bytes_per_second = SNAPSHOT_BYTES_PER_SECOND;
     let link = Arc::new(Link(Arc::clone(&node)));
     let transport = peer::Transport::start(peer_config, peer_listeners, link)
