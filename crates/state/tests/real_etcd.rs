@@ -44,7 +44,7 @@ fn free_url() -> String {
 
 fn open(disk: &Arc<dyn Disk>) -> (State, Reader) {
     let (store, writer, mark) = Store::open(disk.clone(), Path::new("/store"), Options::default()).unwrap();
-    let config = Config { member_id: 1, cluster_id: 1, quota_bytes: 0, heartbeat_ms: 100, election_timeout_ms: 1_000 };
+    let config = Config { quota_bytes: 0, heartbeat_ms: 100, election_timeout_ms: 1_000 };
     State::open(store, writer, &mark, config).unwrap()
 }
 

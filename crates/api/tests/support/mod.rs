@@ -48,13 +48,7 @@ impl FakeMember {
         let disk: Arc<dyn disk::Disk> = Arc::new(MemDisk::new());
         let (store, writer, mark) =
             Store::open(disk, Path::new("/store"), store::Options::default()).expect("an empty store opens");
-        let config = state::Config {
-            member_id: MEMBER_ID,
-            cluster_id: CLUSTER_ID,
-            quota_bytes: 0,
-            heartbeat_ms: 100,
-            election_timeout_ms: 1000,
-        };
+        let config = state::Config { quota_bytes: 0, heartbeat_ms: 100, election_timeout_ms: 1000 };
         let (state, reader) = State::open(store, writer, &mark, config).expect("an empty state opens");
         reader.lessor().promote(0, 0);
         let (sender, receiver) = mpsc::channel();
