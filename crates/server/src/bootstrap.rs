@@ -15,6 +15,7 @@ use store::{Mark, Options, Store};
 use wal::{Entry, EntryKind, HardState, Identity, SnapshotMark, Wal, WalError};
 
 use crate::applier;
+use crate::takeover::{self, TakeoverError};
 
 /// What has to be known to start a member.
 #[derive(Clone, Debug)]
@@ -59,6 +60,9 @@ pub enum BootError {
         "{0}; the data directory is damaged or mixed from two: restore it from a snapshot, or remove it and let the member join again"
     )]
     Mismatch(String),
+    /// The data of an etcd cannot be taken over.
+    #[error("{0}")]
+    Takeover(#[from] TakeoverError),
     /// Consensus cannot start.
     #[error("{0}")]
     Driver(#[from] raft_driver::DriverError),
@@ -113,8 +117,11 @@ pub(crate) fn boot(disk: &Arc<dyn Disk>, plan: &Plan, seed: u64) -> Result<Boote
     let lock = lock(disk.as_ref(), &member_dir, &plan.data_dir)?;
     let exists = Wal::exists(disk.as_ref(), &plan.wal_dir)
         .map_err(|source| BootError::DataDir { path: plan.wal_dir.clone(), source })?;
-    let (store, writer, mut mark) = Store::open(Arc::clone(disk), &store_dir, Options::default())?;
+    let (store, mut writer, mut mark) = Store::open(Arc::clone(disk), &store_dir, Options::default())?;
     tracing::info!(path = %store_dir.display(), "opened backend db");
+    if exists && let Some(taken) = takeover::take_over(disk, &snap_dir, &plan.wal_dir, &mark, &mut writer)? {
+        mark = taken.mark;
+    }
     let founding = if exists { None } else { Some(found(plan)?) };
     let config = state::Config {
         quota_bytes: plan.quota_bytes,

@@ -19,6 +19,7 @@ mod notify;
 mod peers;
 mod queue;
 mod run;
+mod takeover;
 mod upkeep;
 mod versions;
 mod waiters;

@@ -4,6 +4,8 @@
 //! Needs `etcd` and `etcdctl` (3.4 or 3.5) on the path, or in the directory that `REAL_ETCD_DIR` names; without them the
 //! test says so and passes.
 
+mod recorded;
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use disk::{Disk, MemDisk, Open, RealDisk};
-use keelson_state::{Config, Image, Incoming, LogEntry, Member, Reader, State, import_etcd_db, members};
+use keelson_state::{Image, Incoming, LogEntry, Member, Reader, State, import_etcd_db, members};
 use prost::Message;
 use proto::etcdserverpb as pb;
 use proto::etcdserverpb::request_op::Request as Op;
 use proto::{membershippb, raftpb};
+use recorded::open;
 use store::{Options, Store};
 use wal::snap::{self, SnapFile};
 use wal::{EntryKind, HardState, Identity, SnapshotMark, Wal};
@@ -40,12 +43,6 @@ fn installed() -> Option<String> {
 fn free_url() -> String {
     let listener = TcpListener::bind("127.0.0.10:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())
-}
-
-fn open(disk: &Arc<dyn Disk>) -> (State, Reader) {
-    let (store, writer, mark) = Store::open(disk.clone(), Path::new("/store"), Options::default()).unwrap();
-    let config = Config { quota_bytes: 0, heartbeat_ms: 100, election_timeout_ms: 1_000 };
-    State::open(store, writer, &mark, config).unwrap()
 }
 
 /// Applies a log that it makes up.
