@@ -127,6 +127,8 @@ pub(crate) struct Consensus {
     conf_changes: Vec<(Bytes, u64)>,
     /// A handing over of the leadership under way.
     transfer: Option<Transfer>,
+    /// The leader when last looked at.
+    leader: u64,
     /// The leader is dead; this member campaigns at this tick if there is still none.
     succession: Option<u64>,
     refused: Vec<(u64, Error)>,
@@ -167,6 +169,7 @@ impl Consensus {
             log_stalled_at: 0,
             conf_changes: Vec::new(),
             transfer: None,
+            leader: 0,
             succession: None,
             refused: Vec::new(),
             fatal: None,
@@ -218,7 +221,7 @@ impl Consensus {
             }
             Event::Compact(index) => self.driver.compact(index),
             Event::Tick => self.tick(),
-            Event::Step(message) => match self.driver.step(*message) {
+            Event::Step(message) => match self.step(*message) {
                 Ok(()) | Err(DriverError::Dropped) => {}
                 Err(error @ DriverError::LogLost { .. }) => self.fatal = Some(error.to_string()),
                 Err(error) => tracing::warn!(error = %error, "refused a raft message"),
@@ -233,6 +236,18 @@ impl Consensus {
             },
             Event::Progress(asker) => drop(asker.send(self.driver.progress())),
         }
+    }
+
+    /// A proposal that a follower has forwarded while this leader is handing over is kept like one of our own.
+    fn step(&mut self, message: raftpb::Message) -> Result<(), DriverError> {
+        let handing_over = message.r#type() == raftpb::MessageType::MsgProp && self.driver.status().transfer_to != 0;
+        if !handing_over {
+            return self.driver.step(message);
+        }
+        let entries = message.entries.into_iter();
+        let normal = entries.filter(|entry| entry.r#type() == raftpb::EntryType::EntryNormal);
+        self.hold(normal.filter_map(|entry| entry.data));
+        Ok(())
     }
 
     fn tick(&mut self) {
@@ -298,6 +313,7 @@ impl Consensus {
         self.applied = applied;
         self.driver.applied(applied);
         self.campaign_if_alone();
+        self.notice_leader();
         self.propose_batch();
         self.propose_conf_changes();
         self.ask_for_reads();
@@ -381,9 +397,21 @@ impl Consensus {
         self.driver.hard_state()
     }
 
+    /// What was asked of the last leader is asked again: it may have been lost with it.
+    fn notice_leader(&mut self) {
+        let leader = self.driver.status().leader;
+        if leader != self.leader {
+            self.leader = leader;
+            let asked = std::mem::take(&mut self.asked).into_values();
+            self.reads.extend(asked.flat_map(|asked| asked.replies));
+        }
+    }
+
     fn propose_batch(&mut self) {
-        let has_leader = self.driver.status().leader != 0;
-        if has_leader && !self.held.is_empty() {
+        let status = self.driver.status();
+        // A leader that hands over takes nothing more; its successor will.
+        let can_propose = status.leader != 0 && status.transfer_to == 0;
+        if can_propose && !self.held.is_empty() {
             let held = std::mem::take(&mut self.held);
             self.batch.splice(0..0, held);
         }
@@ -391,18 +419,21 @@ impl Consensus {
             return;
         }
         let batch = std::mem::take(&mut self.batch);
-        if !has_leader {
-            // They wait for a leader, as in etcd, until their clients' deadlines pass. What does not fit is dropped, and
-            // its client is told `request timed out`.
-            let room = MAX_WITHOUT_LEADER.saturating_sub(self.held.len());
-            self.held.extend(batch.into_iter().take(room));
-            return;
+        if !can_propose {
+            return self.hold(batch.into_iter());
         }
         match self.driver.propose(batch) {
             Ok(()) => {}
             Err(DriverError::Dropped) => tracing::warn!("raft proposal dropped"),
             Err(error) => tracing::error!(error = %error, "raft proposal failed"),
         }
+    }
+
+    /// Proposals wait for a leader, as in etcd, until their clients' deadlines pass. What does not fit is dropped, and its
+    /// client is told `request timed out`.
+    fn hold(&mut self, proposals: impl Iterator<Item = Bytes>) {
+        let room = MAX_WITHOUT_LEADER.saturating_sub(self.held.len());
+        self.held.extend(proposals.take(room));
     }
 
     fn propose_conf_changes(&mut self) {
