@@ -300,7 +300,11 @@ async fn ten_thousand_cancelled_requests_harm_nobody() {
 #[tokio::test]
 async fn a_second_process_leaves_a_data_directory_in_use_alone() {
     let mut first = start();
-    let options = Options { data_dir: Some(first.data_dir().to_owned()), flags: vec!["--log-level=info".into()] };
+    let options = Options {
+        data_dir: Some(first.data_dir().to_owned()),
+        flags: vec!["--log-level=info".into()],
+        ..Options::default()
+    };
     let mut second = Server::spawned(&ours(), options).expect("a second process starts");
     let deadline = Instant::now() + REFUSED_WITHIN;
     loop {
@@ -329,6 +333,7 @@ async fn a_data_directory_keeps_its_cluster_whatever_the_flags_say() {
     let options = Options {
         data_dir: Some(first.data_dir().to_owned()),
         flags: vec!["--initial-cluster-token=another-cluster".into()],
+        ..Options::default()
     };
     let mut second = Server::start(&ours(), options).expect("the flag is for new members only");
     assert_eq!(cluster_of(&second).await, header);
@@ -349,7 +354,7 @@ fn a_data_directory_that_cannot_be_made_is_named() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let file = folder.path().join("a-file");
     std::fs::write(&file, "not a directory").expect("a file");
-    let options = Options { data_dir: Some(file.join("data")), flags: Vec::new() };
+    let options = Options { data_dir: Some(file.join("data")), ..Options::default() };
     let mut server = Server::spawned(&ours(), options).expect("the process starts");
     let status = server.wait_ended(REFUSED_WITHIN).expect("it cannot run");
     assert!(!status.success());
@@ -368,7 +373,8 @@ fn a_read_only_data_directory_is_named() {
         eprintln!("skipped: this user may write into read-only directories");
         return;
     }
-    let mut server = Server::spawned(&ours(), Options { data_dir: Some(data), flags: Vec::new() }).expect("a process");
+    let mut server =
+        Server::spawned(&ours(), Options { data_dir: Some(data), ..Options::default() }).expect("a process");
     let status = server.wait_ended(REFUSED_WITHIN).expect("it cannot run");
     assert!(!status.success());
     assert!(server.log().contains("read-only"), "it does not say where:\n{}", server.log());
@@ -468,7 +474,7 @@ async fn a_full_disk_loses_no_acknowledged_write() {
         eprintln!("skipped: this user may not mount a small disk");
         return;
     };
-    let options = Options { data_dir: Some(disk.0.path().join("data")), flags: Vec::new() };
+    let options = Options { data_dir: Some(disk.0.path().join("data")), ..Options::default() };
     let mut server = Server::start(&ours(), options).expect("the server starts");
     let ballast = disk.0.path().join("ballast");
     let mut file = std::fs::File::create(&ballast).expect("a file");

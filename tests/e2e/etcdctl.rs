@@ -30,7 +30,7 @@ impl Cluster {
             eprintln!("skipped: there is no etcdctl; .ci/peers fetches it");
             return None;
         };
-        let options = Options { flags: flags.iter().map(Into::into).collect(), data_dir: None };
+        let options = Options { flags: flags.iter().map(Into::into).collect(), ..Options::default() };
         Some(Cluster { server: Server::start(&ours(), options).expect("the server starts"), tool })
     }
 

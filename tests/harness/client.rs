@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use proto::etcdserverpb::cluster_client::ClusterClient;
 use proto::etcdserverpb::kv_client::KvClient;
 use proto::etcdserverpb::lease_client::LeaseClient;
 use proto::etcdserverpb::maintenance_client::MaintenanceClient;
@@ -18,6 +19,8 @@ pub struct Client {
     pub lease: LeaseClient<Channel>,
     /// Watches.
     pub watch: WatchClient<Channel>,
+    /// Membership.
+    pub cluster: ClusterClient<Channel>,
     /// Status, alarms, hashes, snapshots.
     pub maintenance: MaintenanceClient<Channel>,
 }
@@ -29,6 +32,7 @@ pub async fn connect(server: SocketAddr) -> Result<Client, tonic::transport::Err
     Ok(Client {
         kv: KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
         lease: LeaseClient::new(channel.clone()),
+        cluster: ClusterClient::new(channel.clone()),
         watch: WatchClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
         maintenance: MaintenanceClient::new(channel).max_decoding_message_size(usize::MAX),
     })

@@ -1,9 +1,17 @@
-//! Server processes and clients for tests.
+//! Server processes, clusters of them, networks that fail, and clients, for tests.
 
+mod arguments;
 mod binaries;
 mod client;
+mod cluster;
+mod disk;
+mod network;
 mod process;
 
+pub use arguments::{Arguments, program};
 pub use binaries::{Binary, etcdctl, ours, reference};
 pub use client::{Client, connect};
-pub use process::{Options, ProcessError, Server, http_get};
+pub use cluster::{Cluster, ClusterError, Place, Setup};
+pub use disk::StallingDisk;
+pub use network::{Network, NetworkError};
+pub use process::{Options, ProcessError, Seat, Server, free_addresses, http_get};

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::Binary;
@@ -63,15 +64,48 @@ pub struct Options {
     pub flags: Vec<OsString>,
     /// The data directory; a fresh one inside the server's own temporary directory if `None`.
     pub data_dir: Option<PathBuf>,
+    /// Its place in a cluster; the only member of its own, on free ports of 127.0.0.1, if `None`.
+    pub seat: Option<Seat>,
 }
 
-/// A server process on 127.0.0.1. Dropping it kills and reaps the process and removes its files.
+/// A member's place in a cluster: what the others call it, and where they find it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// `--name`.
+    pub name: String,
+    /// Where it is advertised to clients.
+    pub client: SocketAddr,
+    /// Where it is advertised to members.
+    pub peer: SocketAddr,
+    /// The network namespace that its process lives in, where it listens on every address; ours if `None`.
+    pub namespace: Option<String>,
+    /// `--initial-cluster`.
+    pub initial_cluster: String,
+}
+
+impl Seat {
+    /// The only member of a cluster on two free ports.
+    fn alone() -> std::io::Result<Seat> {
+        let [client, peer] = free_addresses()?;
+        let initial_cluster = format!("default=http://{peer}");
+        Ok(Seat { name: "default".into(), client, peer, namespace: None, initial_cluster })
+    }
+
+    /// The address to listen on for the one that is advertised.
+    fn listening(&self, advertised: SocketAddr) -> SocketAddr {
+        match self.namespace {
+            Some(_) => SocketAddr::from(([0, 0, 0, 0], advertised.port())),
+            None => advertised,
+        }
+    }
+}
+
+/// A server process. Dropping it kills and reaps the process and removes its files.
 #[derive(Debug)]
 pub struct Server {
     binary: Binary,
     child: Option<Child>,
-    client_port: u16,
-    peer_port: u16,
+    seat: Seat,
     data_dir: PathBuf,
     flags: Vec<OsString>,
     home: TempDir,
@@ -92,21 +126,13 @@ impl Server {
             action: "make a temporary directory",
             source,
         })?;
-        let [client_port, peer_port] = free_ports().map_err(|source| ProcessError::Io {
+        let seat = options.seat.map_or_else(Seat::alone, Ok).map_err(|source| ProcessError::Io {
             binary: binary.name.clone(),
             action: "find free ports",
             source,
         })?;
         let data_dir = options.data_dir.unwrap_or_else(|| home.path().join("data"));
-        let mut server = Server {
-            binary: binary.clone(),
-            child: None,
-            client_port,
-            peer_port,
-            data_dir,
-            flags: options.flags,
-            home,
-        };
+        let mut server = Server { binary: binary.clone(), child: None, seat, data_dir, flags: options.flags, home };
         server.spawn()?;
         Ok(server)
     }
@@ -120,13 +146,22 @@ impl Server {
         let log = File::options().create(true).append(true).open(self.log_path());
         let log = log.map_err(|source| self.io("open its log", source))?;
         let errors = log.try_clone().map_err(|source| self.io("open its log", source))?;
-        let client = self.client_url();
-        let peer = format!("http://127.0.0.1:{}", self.peer_port);
-        let mut command = Command::new(&self.binary.path);
-        command.args(["--name", "default", "--logger", "zap", "--data-dir"]).arg(&self.data_dir);
-        command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
-        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-        command.args(["--initial-cluster", &format!("default={peer}")]).args(&self.flags);
+        let seat = &self.seat;
+        let url = |address: SocketAddr| format!("http://{address}");
+        let mut command = match &seat.namespace {
+            None => Command::new(&self.binary.path),
+            Some(namespace) => {
+                let mut command = Command::new("ip"); // which becomes the server, with the same process ID
+                command.args(["netns", "exec", namespace]).arg(&self.binary.path);
+                command
+            }
+        };
+        command.args(["--name", &seat.name, "--logger", "zap", "--data-dir"]).arg(&self.data_dir);
+        command.args(["--listen-client-urls", &url(seat.listening(seat.client))]);
+        command.args(["--advertise-client-urls", &url(seat.client)]);
+        command.args(["--listen-peer-urls", &url(seat.listening(seat.peer))]);
+        command.args(["--initial-advertise-peer-urls", &url(seat.peer)]);
+        command.args(["--initial-cluster", &seat.initial_cluster]).args(&self.flags);
         // A developer's own settings must not reach the servers under test.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ETCD_")) {
             command.env_remove(name);
@@ -189,12 +224,43 @@ impl Server {
 
     /// SIGTERM, and waits for the end: a clean stop.
     pub fn stop(&mut self) -> Result<ExitStatus, ProcessError> {
-        if let Some(child) = &self.child {
-            let process = rustix::process::Pid::from_child(child);
-            rustix::process::kill_process(process, rustix::process::Signal::TERM)
-                .map_err(|source| self.io("stop", source.into()))?;
-        }
+        self.signal(Signal::TERM)?;
         self.wait_ended(STOPPED_WITHIN)
+    }
+
+    /// SIGSTOP: the process stands still and its sockets stay open, as on a machine that hangs.
+    pub fn pause(&self) -> Result<(), ProcessError> {
+        self.signal(Signal::STOP)
+    }
+
+    /// SIGCONT, the end of [`Server::pause`].
+    pub fn resume(&self) -> Result<(), ProcessError> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Whether a process is there, as far as is known without asking the system.
+    pub fn is_started(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// The process's ID, if there is one.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Its place in the cluster; a change counts from the next start on.
+    pub fn seat_mut(&mut self) -> &mut Seat {
+        &mut self.seat
+    }
+
+    /// Its further flags; a change counts from the next start on.
+    pub fn flags_mut(&mut self) -> &mut Vec<OsString> {
+        &mut self.flags
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
+        let Some(child) = &self.child else { return Ok(()) };
+        kill_process(Pid::from_child(child), signal).map_err(|source| self.io("signal", source.into()))
     }
 
     /// SIGKILL, as a crash of the process; what the kernel has of its writes stays.
@@ -207,7 +273,17 @@ impl Server {
 
     /// Where clients connect.
     pub fn client_addr(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.client_port))
+        self.seat.client
+    }
+
+    /// Where members connect.
+    pub fn peer_url(&self) -> String {
+        format!("http://{}", self.seat.peer)
+    }
+
+    /// What the cluster calls it.
+    pub fn name(&self) -> &str {
+        &self.seat.name
     }
 
     /// The same as a URL.
@@ -247,7 +323,8 @@ impl Server {
         self.home.path().join("log")
     }
 
-    fn log_tail(&self) -> String {
+    /// The last lines of its log.
+    pub fn log_tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
@@ -283,8 +360,15 @@ pub fn http_get(server: SocketAddr, path: &str) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// Two ports that were free a moment ago.
-fn free_ports() -> std::io::Result<[u16; 2]> {
-    let listeners = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
-    Ok([listeners[0].local_addr()?.port(), listeners[1].local_addr()?.port()])
+/// Addresses of 127.0.0.1 that were free a moment ago.
+pub fn free_addresses<const N: usize>() -> std::io::Result<[SocketAddr; N]> {
+    // All are held until all are found, or one might be found twice.
+    let mut addresses = [SocketAddr::from(([127, 0, 0, 1], 0)); N];
+    let mut held = Vec::with_capacity(N);
+    for address in &mut addresses {
+        let listener = TcpListener::bind(*address)?;
+        *address = listener.local_addr()?;
+        held.push(listener);
+    }
+    Ok(addresses)
 }

@@ -123,7 +123,8 @@ pub enum Failure {
 
 /// Kills `settings.rounds` times and checks after each.
 pub async fn run(settings: &Settings) -> Result<Report, Failure> {
-    let server = Server::spawned(&settings.server, Options { flags: vec!["--log-level=warn".into()], data_dir: None });
+    let server =
+        Server::spawned(&settings.server, Options { flags: vec!["--log-level=warn".into()], ..Options::default() });
     let server = server.map_err(|source| Failure::Process { round: 0, source })?;
     let addr = server.client_addr();
     let mut run = Run {
