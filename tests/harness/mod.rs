@@ -10,7 +10,7 @@ mod process;
 
 pub use arguments::{Arguments, program};
 pub use binaries::{Binary, etcdctl, ours, reference};
-pub use client::{Client, connect};
+pub use client::{Client, connect, lazily};
 pub use cluster::{Cluster, ClusterError, Place, Setup};
 pub use disk::StallingDisk;
 pub use network::{Network, NetworkError};

@@ -9,29 +9,19 @@
 //! - a watcher that goes on from the last revision it saw has missed and repeated nothing;
 //! - the current pairs, and the keys of a lease, are those that the history leads to.
 
-mod history;
-mod watcher;
-mod writer;
-
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proto::etcdserverpb::watch_request::RequestUnion;
-use proto::etcdserverpb::{
-    CompactionRequest, LeaseGrantRequest, LeaseTimeToLiveRequest, RangeRequest, WatchCreateRequest,
-};
+use proto::etcdserverpb::{CompactionRequest, LeaseTimeToLiveRequest, RangeRequest, WatchCreateRequest};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use crate::differential::WatchStream;
 use crate::harness::{Binary, Client, Options, ProcessError, Server, connect};
-use history::History;
-use watcher::{View, Watcher};
-use writer::Writer;
+use crate::load::{Acknowledged, History, LEASE, View, Watcher, Writer};
 
-/// The lease that some keys are attached to; it lives far longer than any run.
-const LEASE: LeaseGrantRequest = LeaseGrantRequest { ttl: 1_000_000, id: 0x7151 };
 /// How long the watchers may take to see what is there to see.
 const SEEN_WITHIN: Duration = Duration::from_secs(20);
 
@@ -127,13 +117,16 @@ pub async fn run(settings: &Settings) -> Result<Report, Failure> {
         Server::spawned(&settings.server, Options { flags: vec!["--log-level=warn".into()], ..Options::default() });
     let server = server.map_err(|source| Failure::Process { round: 0, source })?;
     let addr = server.client_addr();
+    let acknowledged = Acknowledged::default();
+    let writer = |number| Writer::new(number, settings.seed, acknowledged.clone());
+    let watcher = |view| Watcher::start(vec![addr], view, &tokio::runtime::Handle::current());
     let mut run = Run {
         settings,
         random: SmallRng::seed_from_u64(settings.seed),
         round: 0,
         history: History::default(),
-        writers: (0..settings.writers).map(|number| Writer::new(number, settings.seed)).collect(),
-        watchers: View::ALL.into_iter().map(|view| Watcher::start(addr, view)).collect(),
+        writers: (0..settings.writers).map(writer).collect(),
+        watchers: View::ALL.into_iter().map(watcher).collect(),
         report: Report::default(),
     };
     let mut server = run.ready(server).await?;

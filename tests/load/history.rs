@@ -6,6 +6,7 @@ use bytes::Bytes;
 use proto::mvccpb::event::EventType;
 use proto::mvccpb::{Event, KeyValue};
 
+use super::reader::Read;
 use super::watcher::View;
 use super::writer::Attempt;
 
@@ -16,8 +17,10 @@ pub struct History {
     pairs: BTreeMap<Bytes, KeyValue>,
     /// By their value, which only they have.
     attempts: HashMap<Bytes, Attempt>,
-    /// The number of each writer's last write.
-    last_of_writer: BTreeMap<usize, u64>,
+    /// Whether a write that nobody answered may still be done later, as one that a member held back.
+    late_writes: bool,
+    /// What was read and not yet held against the history.
+    reads: Vec<Read>,
     /// The events since [`History::forget_new_events`], with the pair before each.
     new: Vec<Event>,
 }
@@ -39,13 +42,25 @@ impl Default for History {
             revision: 1,
             pairs: BTreeMap::new(),
             attempts: HashMap::new(),
-            last_of_writer: BTreeMap::new(),
+            late_writes: false,
+            reads: Vec::new(),
             new: Vec::new(),
         }
     }
 }
 
 impl History {
+    /// The history of a cluster, in which a write without an answer may be done at any time: the member that has taken
+    /// it may hand it on when it wakes up.
+    pub fn with_late_writes() -> History {
+        History { late_writes: true, ..History::default() }
+    }
+
+    /// Takes note of what was read since the last check.
+    pub fn has_shown(&mut self, reads: Vec<Read>) {
+        self.reads.extend(reads);
+    }
+
     /// The revision up to which everything was checked.
     pub fn revision(&self) -> i64 {
         self.revision
@@ -56,10 +71,20 @@ impl History {
         self.attempts.extend(attempts.into_iter().map(|attempt| (attempt.value.clone(), attempt)));
     }
 
-    /// Follows the store's `events` up to `revision` and checks each write. After it nothing is open: a write that
-    /// was not found now must never be found.
+    /// Follows the store's `events` up to `revision` and checks each write, and each read against the state at its
+    /// revision. After it nothing is open: a write that was not found now must never be found, unless late writes are
+    /// possible.
     pub fn extend(&mut self, events: impl Iterator<Item = Event>, revision: i64) -> Result<Counted, String> {
         let mut counted = Counted::default();
+        let mut reads = std::mem::take(&mut self.reads);
+        reads.sort_by_key(|read| read.at);
+        let mut reads = reads.into_iter().peekable();
+        if let Some(stale) = reads.next_if(|read| read.at < self.revision && read.floor > 0) {
+            return Err(format!("a stale read, revision {} was known before: {stale:?}", self.revision));
+        }
+        // What is older now is a serializable read of a member that lagged; its state is gone and cannot be compared.
+        while reads.next_if(|read| read.at < self.revision).is_some() {}
+        self.shows(&mut reads)?;
         let mut events = events.peekable();
         while let Some(first) = events.next() {
             let at = mod_revision(&first);
@@ -76,6 +101,10 @@ impl History {
                 None => counted.unanswered_done += 1,
             }
             self.revision = at;
+            self.shows(&mut reads)?;
+        }
+        if let Some(read) = reads.next() {
+            return Err(format!("a read from after the store's last revision {revision}: {read:?}"));
         }
         if self.revision != revision {
             return Err(format!("the history ends at revision {}, the store says {revision}", self.revision));
@@ -84,8 +113,24 @@ impl History {
             return Err(format!("an acknowledged write is lost: {lost:?}"));
         }
         counted.unanswered_not_done = self.attempts.len() as u64;
-        self.attempts.clear();
+        if !self.late_writes {
+            self.attempts.clear();
+        }
         Ok(counted)
+    }
+
+    /// Checks the reads that were answered from the state as it is now in the history.
+    fn shows(&self, reads: &mut std::iter::Peekable<impl Iterator<Item = Read>>) -> Result<(), String> {
+        while let Some(read) = reads.next_if(|read| read.at == self.revision) {
+            if read.at < read.floor {
+                return Err(format!("a stale read: {read:?}"));
+            }
+            let there = self.pairs.get(&read.key);
+            if there != read.pair.as_ref() {
+                return Err(format!("a read that differs from the history, which has {there:?}: {read:?}"));
+            }
+        }
+        Ok(())
     }
 
     /// One revision: it must be one write, whole, and as it was acknowledged.
@@ -98,11 +143,9 @@ impl History {
         if attempt.acknowledged.is_some_and(|acknowledged| acknowledged != at) {
             return Err(format!("acknowledged at another revision than {at}: {attempt:?}"));
         }
-        let last = self.last_of_writer.entry(attempt.writer).or_default();
-        if attempt.number <= *last {
-            return Err(format!("revision {at}: the writer's write {last} came before {attempt:?}"));
+        if at <= attempt.floor {
+            return Err(format!("revision {at} was done before it was asked for: {attempt:?}"));
         }
-        *last = attempt.number;
         let expected = self.events_of(&attempt, at);
         let equal = expected.len() == group.len()
             && expected
@@ -186,7 +229,7 @@ mod tests {
 
     fn attempt(number: u64, key: &str, acknowledged: Option<i64>) -> Attempt {
         let value = Bytes::from(format!("value {number}"));
-        Attempt { writer: 1, number, puts: vec![(key.to_owned().into(), 0)], deletes: vec![], value, acknowledged }
+        Attempt { writer: 1, puts: vec![(key.to_owned().into(), 0)], deletes: vec![], value, floor: 0, acknowledged }
     }
 
     fn put(attempt: &Attempt, at: i64, create_revision: i64, version: i64) -> Event {
@@ -263,5 +306,41 @@ mod tests {
         history.attempted(vec![unanswered.clone()]);
         assert_eq!(history.extend([].into_iter(), 1).expect("not done").unanswered_not_done, 1);
         assert!(complaint(history.extend([put(&unanswered, 2, 2, 1)].into_iter(), 2)).contains("never asked for"));
+    }
+
+    /// A proposal can wait in a member that stands still; it is then done after all.
+    #[test]
+    fn in_a_cluster_a_write_without_an_answer_may_be_done_later() {
+        let unanswered = attempt(1, "a", None);
+        let mut history = History::with_late_writes();
+        history.attempted(vec![unanswered.clone()]);
+        history.extend([].into_iter(), 1).expect("not done yet");
+        assert_eq!(history.extend([put(&unanswered, 2, 2, 1)].into_iter(), 2).expect("done").unanswered_done, 1);
+    }
+
+    #[test]
+    fn a_write_before_one_that_was_acknowledged_first_is_found() {
+        let (mut history, [mut first, second]) = two_writes();
+        (first.floor, first.acknowledged) = (2, None);
+        history.attempted(vec![first.clone()]);
+        let swapped = [put(&first, 2, 2, 1), put(&second, 3, 2, 2)];
+        assert!(complaint(history.extend(swapped.into_iter(), 3)).contains("before it was asked for"));
+    }
+
+    /// Each read is held against the state at the revision that it names, and that revision against what was known.
+    #[test]
+    fn a_stale_or_wrong_read_is_found() {
+        let judged = |at: i64, floor: i64, version: i64| {
+            let (mut history, [first, second]) = two_writes();
+            let events = [put(&first, 2, 2, 1), put(&second, 3, 2, 2)];
+            let pair = events.iter().filter_map(|event| event.kv.clone()).find(|pair| pair.version == version);
+            history.has_shown(vec![Read { key: Bytes::from_static(b"a"), at, pair, floor, member: 0 }]);
+            history.extend(events.into_iter(), 3).map(|_| ())
+        };
+        assert_eq!(judged(3, 3, 2), Ok(()));
+        assert_eq!(judged(2, 2, 1), Ok(()), "the second write was not acknowledged when it was sent");
+        assert!(judged(2, 3, 1).expect_err("stale").contains("stale"));
+        assert!(judged(3, 3, 1).expect_err("wrong").contains("differs"));
+        assert!(judged(4, 3, 2).expect_err("too new").contains("after the store's last"));
     }
 }

@@ -9,6 +9,7 @@ use proto::etcdserverpb::WatchCreateRequest;
 use proto::etcdserverpb::watch_request::RequestUnion;
 use proto::mvccpb::Event;
 use proto::mvccpb::event::EventType;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::differential::WatchStream;
@@ -79,10 +80,11 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Starts to watch from the first revision on; the server may be started later.
-    pub fn start(server: SocketAddr, view: View) -> Watcher {
+    /// Starts to watch from the first revision on; the servers may be started later. It uses one of them until the
+    /// stream breaks, then the next.
+    pub fn start(servers: Vec<SocketAddr>, view: View, runtime: &Handle) -> Watcher {
         let seen = Arc::new(Mutex::new(Ok(Vec::new())));
-        let task = tokio::spawn(watch(server, view, Arc::clone(&seen)));
+        let task = runtime.spawn(watch(servers, view, Arc::clone(&seen)));
         Watcher { view, seen, task }
     }
 
@@ -91,13 +93,14 @@ impl Watcher {
         self.view
     }
 
-    /// Waits until the watcher has seen as many events as `expected` has, and compares. Returns their number.
+    /// Waits until the watcher has seen as many events as `expected` has, and compares. Returns their number. What it
+    /// has seen beyond is for the next time.
     pub async fn must_have_seen(&self, expected: &[Event], within: Duration) -> Result<u64, String> {
         let deadline = tokio::time::Instant::now() + within;
         loop {
             let seen = match &mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner) {
                 Err(what) => return Err(format!("watcher {:?}: {what}", self.view)),
-                Ok(seen) if seen.len() >= expected.len() => std::mem::take(seen),
+                Ok(seen) if seen.len() >= expected.len() => seen.drain(..expected.len()).collect(),
                 Ok(seen) if tokio::time::Instant::now() > deadline => {
                     let (there, due) = (seen.len(), expected.len());
                     return Err(format!("watcher {:?} has {there} of {due} events after {within:?}", self.view));
@@ -124,9 +127,9 @@ impl Drop for Watcher {
 }
 
 /// Watches until something other than a broken connection goes wrong.
-async fn watch(server: SocketAddr, view: View, seen: Arc<Mutex<Result<Vec<Event>, String>>>) {
+async fn watch(servers: Vec<SocketAddr>, view: View, seen: Arc<Mutex<Result<Vec<Event>, String>>>) {
     let mut next_revision = 2;
-    loop {
+    for server in servers.into_iter().cycle() {
         if let Ok(client) = connect(server).await
             && let Ok(mut stream) = WatchStream::open(&client).await
             && stream.send(RequestUnion::CreateRequest(view.request(next_revision))).is_ok()
