@@ -4,6 +4,7 @@
 //! - [`differential`] does the same random operations on two servers and compares every answer.
 //! - [`load`] writes, reads and watches, and judges what it was told against what the store has really done.
 //! - [`faults`] breaks a cluster under that load in every way it knows, one or two at a time.
+//! - [`mixed`] does random operations on a cluster whose members are different etcds.
 //! - [`kill9`] kills a server under load, again and again, and checks that every promise survived.
 //!
 //! The tests themselves are in `e2e/`; the checks also have binaries in `bin/`, for long runs.
@@ -13,3 +14,4 @@ pub mod faults;
 pub mod harness;
 pub mod kill9;
 pub mod load;
+pub mod mixed;

@@ -24,7 +24,8 @@ pub use operation::{Answer, Operation};
 pub use watching::{WatchStream, Watched};
 
 use crate::harness::{Binary, Client, Options, ProcessError, Server, connect};
-use generate::Generator;
+pub(crate) use exceptions::{forgive, make_comparable};
+pub(crate) use generate::Generator;
 use watching::{History, WatchFailure, WatchPair};
 
 /// What to compare, and for how long.
@@ -400,24 +401,10 @@ impl<'a> Comparison<'a> {
     /// Compares two answers, lets the generator learn from them, and counts.
     fn compare(&mut self, operation: Operation, answers: [Answer; 2]) -> Result<(), Failure> {
         let [mut reference, mut subject] = answers.clone();
-        exceptions::make_comparable(&operation, &mut reference);
-        exceptions::make_comparable(&operation, &mut subject);
-        for exception in TABLE {
-            if reference == subject {
-                break;
-            }
-            if !self.pair.straddles(exception.since) {
-                continue;
-            }
-            let before = (reference.clone(), subject.clone());
-            if self.pair.reference < self.pair.subject {
-                (exception.forgive)(&operation, &mut reference, &mut subject);
-            } else {
-                (exception.forgive)(&operation, &mut subject, &mut reference);
-            }
-            if (&before.0, &before.1) != (&reference, &subject) {
-                *self.report.exceptions.entry(exception.name).or_default() += 1;
-            }
+        make_comparable(&operation, &mut reference);
+        make_comparable(&operation, &mut subject);
+        for exception in forgive(self.pair, &operation, &mut reference, &mut subject) {
+            *self.report.exceptions.entry(exception).or_default() += 1;
         }
         if reference != subject {
             let [reference, subject] = answers;
