@@ -61,6 +61,13 @@ impl Generator {
         Generator { random, keys, values, leases, granted: Vec::new(), revision: 1, compacted: 0 }
     }
 
+    /// Uses only leases that a real etcd still knows after a start or a snapshot: it reads back the IDs from 0 up to, but
+    /// without, the greatest there is, and forgets the others.
+    pub fn with_lasting_leases(mut self) -> Generator {
+        self.leases.retain(|lease| (0..i64::MAX).contains(lease));
+        self
+    }
+
     /// Learns from the answer to one of its operations.
     pub fn learn(&mut self, operation: &Operation, answer: &Answer) {
         self.revision = self.revision.max(answer.revision().unwrap_or(0));

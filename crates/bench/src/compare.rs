@@ -2,17 +2,20 @@
 
 use crate::error::BenchError;
 use crate::metric::Measured;
-use crate::options::{Compare, Run, selected};
+use crate::options::{Compare, Members, Run, selected};
 use crate::process::{Server, ServerSpec};
 use crate::report::{self, Rows};
-use crate::workload::{Settings, Target, Workload, all};
+use crate::workload::{Settings, Target, Workload, all, of_clusters};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Runs the comparison, prints the table; returns whether every run gave figures.
 pub async fn compare(options: &Compare) -> Result<bool, BenchError> {
-    let workloads = chosen(&options.workloads);
+    let workloads = match options.members {
+        Members::One => chosen(all(), &options.workloads),
+        Members::Three => chosen(of_clusters(), &options.workloads),
+    };
     let names: Vec<&str> = options.servers.iter().map(|server| server.name.as_str()).collect();
     let scratch = Scratch::new(&options.dir)?;
     let mut rows = Vec::new();
@@ -55,7 +58,7 @@ pub async fn compare(options: &Compare) -> Result<bool, BenchError> {
 /// Runs the workloads once against a server that runs already.
 pub async fn run(options: &Run) -> Result<bool, BenchError> {
     let mut rows = Vec::new();
-    for workload in chosen(&options.workloads) {
+    for workload in chosen(all(), &options.workloads) {
         let mut target = Target { address: options.endpoint, pid: options.pid, server: None };
         let result = workload.run(&mut target, &options.settings).await.map_err(|error| error.to_string());
         eprintln!("{}: {}", workload.name, result.as_ref().map_or_else(Clone::clone, in_brief));
@@ -66,8 +69,8 @@ pub async fn run(options: &Run) -> Result<bool, BenchError> {
     Ok(report::misses(&names, &rows).1 == 0)
 }
 
-fn chosen(patterns: &[String]) -> Vec<Workload> {
-    all().into_iter().filter(|workload| selected(workload.name, patterns)).collect()
+fn chosen(workloads: Vec<Workload>, patterns: &[String]) -> Vec<Workload> {
+    workloads.into_iter().filter(|workload| selected(workload.name, patterns)).collect()
 }
 
 async fn run_once(
@@ -84,6 +87,11 @@ async fn run_once(
         _ => Ok(()),
     };
     cleared()?;
+    if workload.is_of_clusters() {
+        let result = workload.run_on_cluster(spec, &dir, settings).await;
+        cleared()?;
+        return result;
+    }
     let (mut server, _) = Server::start(spec, &dir).await?;
     let mut target = Target { address: server.address(), pid: server.pid(), server: Some(&mut server) };
     let result = workload.run(&mut target, settings).await;

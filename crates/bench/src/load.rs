@@ -62,13 +62,24 @@ pub async fn run<R: Requests>(
     pid: Option<u32>,
     clients: usize,
     until: Until,
+    requests: impl FnMut(Range<usize>) -> R,
+) -> Result<Outcome, BenchError> {
+    run_on(&[address], pid.as_slice(), clients, until, requests).await
+}
+
+/// The same against several servers, each with its share of the clients; their CPU time is summed up.
+pub async fn run_on<R: Requests>(
+    addresses: &[SocketAddr],
+    pids: &[u32],
+    clients: usize,
+    until: Until,
     mut requests: impl FnMut(Range<usize>) -> R,
 ) -> Result<Outcome, BenchError> {
-    let connections = clients.clamp(1, CONNECTIONS);
+    let connections = clients.clamp(1, CONNECTIONS.next_multiple_of(addresses.len()));
     let mut open = Vec::new();
     for index in 0..connections {
         let share = clients * index / connections..clients * (index + 1) / connections;
-        let connection = Connection::open(address).await?;
+        let connection = Connection::open(addresses[index % addresses.len()]).await?;
         if connection.max_streams() < share.len() {
             let (limit, needed) = (connection.max_streams(), share.len());
             return Err(BenchError::Wrong(format!("{limit} streams per connection allowed, {needed} needed")));
@@ -96,7 +107,7 @@ pub async fn run<R: Requests>(
     if end.is_some() {
         sleep_until(start.into()).await;
     }
-    before = pid.map(Usage::of).transpose()?;
+    before = cpu_of(pids)?;
     own_before = Usage::of(std::process::id())?.cpu;
     measured_from = if end.is_some() { Instant::now() } else { start };
     if let Some(end) = end {
@@ -107,7 +118,7 @@ pub async fn run<R: Requests>(
             .map_err(|_| BenchError::TimedOut("the load", COUNTED_PATIENCE))??;
     }
     let elapsed = measured_from.elapsed();
-    let after = pid.map(Usage::of).transpose()?;
+    let after = cpu_of(pids)?;
     let client_cpu = Usage::of(std::process::id())?.cpu.saturating_sub(own_before);
     if end.is_some() {
         finished =
@@ -123,11 +134,17 @@ pub async fn run<R: Requests>(
         refused = refused.or(driver.refused.take());
     }
     if let Some((method, message)) = refused.filter(|_| end.is_some() || failed >= REFUSALS) {
-        let example = explain(address, method, &message).await;
+        let example = explain(addresses[0], method, &message).await;
         return Err(BenchError::Failed { failed, total, example });
     }
-    let server_cpu = before.zip(after).map(|(before, after)| after.cpu.saturating_sub(before.cpu));
+    let server_cpu = before.zip(after).map(|(before, after)| after.saturating_sub(before));
     Ok(Outcome { latencies, elapsed, server_cpu, client_cpu })
+}
+
+/// What all of these processes have used; `None` if there are none.
+fn cpu_of(pids: &[u32]) -> Result<Option<Duration>, BenchError> {
+    let cpu = pids.iter().map(|pid| Usage::of(*pid).map(|usage| usage.cpu)).sum::<Result<Duration, BenchError>>()?;
+    Ok((!pids.is_empty()).then_some(cpu))
 }
 
 async fn join<R: Requests>(

@@ -57,6 +57,14 @@ metrics! {
     STOP = "stop", "s", Told, "From SIGTERM to the end of the process.";
     GAP = "longest gap", "ms", Lower, "The longest time in which nothing arrived.";
     SPACE = "space / live", "x", Lower, "Disk blocks of the store by live bytes, 60 s after compaction at the latest.";
+    OUTAGE = "write outage", "ms", Lower, "From kill -9 of the leader until a put sent after it is acknowledged; median.";
+    OUTAGE_LEAST = "least outage", "ms", Told, "The shortest of them.";
+    OUTAGE_MOST = "longest outage", "ms", Told, "The longest of them.";
+    CATCH_UP = "caught up", "s", Lower, "From starting the follower until it has applied what the leader has.";
+    P99_BEFORE = "put p99 before", "us", Told, "At the leader while the follower is down.";
+    P99_DURING = "put p99 during", "us", Told, "At the leader while the follower catches up.";
+    P99_RATIO = "p99 during/before", "x", Lower, "What catching up costs the leader's clients.";
+    EXTRA_RSS = "leader's extra rss", "MiB", Lower, "The leader's highest resident memory while the follower catches up, above that before.";
     SPACE_AFTER = "space <= 1.5x", "s", Told, "From compaction until the store took 1.5 times the live bytes; 60 if never.";
 }
 
@@ -88,6 +96,11 @@ pub fn bound(workload: &str, metric: &Metric) -> Option<Bound> {
         (name, "server cpu") if name.starts_with("range_") && many_clients => ratio(0.4, 0.25),
         (name, "throughput") if name.starts_with("put_") && many_clients => ratio(1.6, 2.5),
         (name, "throughput") if name.starts_with("range_") && many_clients => ratio(1.5, 2.0),
+        (name, "server cpu") if name.starts_with("cluster_") && many_clients => ratio(0.5, 0.3),
+        (name, "throughput") if name.starts_with("cluster_") && many_clients => ratio(1.8, 3.0),
+        ("cluster_outage", "write outage") => ratio(0.9, 0.3),
+        ("cluster_catch_up", "p99 during/before") => Some(Bound::Absolute { floor: 1.3, goal: 1.1 }),
+        ("cluster_catch_up", "leader's extra rss") => Some(Bound::Absolute { floor: 128.0, goal: 64.0 }),
         ("put_256b_1", "p50") => ratio(1.0, 0.7),
         ("put_256b_64", "p99.9") => ratio(0.5, 0.25),
         ("watch_latency", "event p50") => ratio(1.0, 0.5),
@@ -141,20 +154,20 @@ impl Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::all;
+    use crate::workload::{all, of_clusters};
 
     /// Each demand of the comparison names a workload and a metric that exist: a renamed one would never be judged.
     #[test]
     fn the_demands_meet_existing_workloads_and_metrics() {
         let mut demands: Vec<String> = Vec::new();
-        for workload in all() {
+        for workload in all().into_iter().chain(of_clusters()) {
             for metric in ALL.iter().filter(|metric| bound(workload.name, metric).is_some()) {
                 assert_ne!(metric.better, Better::Told, "{} is not judged", metric.name);
                 demands.push(format!("{}: {}", workload.name, metric.name));
             }
         }
-        // CPU and throughput at three client counts of three workloads, and fourteen single ones.
-        assert_eq!(demands.len(), 3 * 3 * 2 + 17, "{demands:#?}");
+        // CPU and throughput at three client counts of three workloads and two of clusters, and the single ones.
+        assert_eq!(demands.len(), (3 + 2) * 3 * 2 + 17 + 3, "{demands:#?}");
     }
 
     #[test]

@@ -19,6 +19,9 @@ keelson-bench compare --server NAME=PATH --server NAME=PATH ... [options]
     --json FILE         also write every figure of every round
     --judged            show only what has a floor and a goal
 
+keelson-bench cluster --server NAME=PATH --server NAME=PATH ... [options of compare]
+    The same with three members of each server, on the workloads of clusters.
+
 keelson-bench run --endpoint HOST:PORT [--pid PID] [options]
     Runs workloads once against a server that runs already; with its process ID also CPU and memory.
 
@@ -44,11 +47,22 @@ pub enum Command {
     Run(Run),
 }
 
+/// How many members each server of a comparison has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Members {
+    /// Itself alone.
+    One,
+    /// Three of a cluster.
+    Three,
+}
+
 /// `compare`.
 #[derive(Debug)]
 pub struct Compare {
     /// The first is judged against the others.
     pub servers: Vec<ServerSpec>,
+    /// How many of each.
+    pub members: Members,
     /// Rounds of ordinary workloads.
     pub rounds: usize,
     /// Rounds of large ones.
@@ -84,6 +98,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
     let command = arguments.next().unwrap_or_default();
     let mut compare = Compare {
         servers: Vec::new(),
+        members: if command == "cluster" { Members::Three } else { Members::One },
         rounds: 3,
         large_rounds: 1,
         dir: std::env::temp_dir(),
@@ -125,8 +140,10 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         }
     }
     match command.as_str() {
-        "compare" if compare.servers.is_empty() => Err("compare needs at least one --server NAME=PATH".to_owned()),
-        "compare" => Ok(Command::Compare(compare)),
+        "compare" | "cluster" if compare.servers.is_empty() => {
+            Err(format!("{command} needs at least one --server NAME=PATH"))
+        }
+        "compare" | "cluster" => Ok(Command::Compare(compare)),
         "run" => {
             let endpoint = endpoint.ok_or("run needs --endpoint HOST:PORT")?;
             Ok(Command::Run(Run { endpoint, pid, workloads: compare.workloads, settings: compare.settings }))

@@ -146,37 +146,61 @@ impl Space {
 pub struct Server {
     spec: ServerSpec,
     dir: PathBuf,
+    name: String,
+    initial_cluster: String,
     client: SocketAddr,
     peer: SocketAddr,
     child: Option<Child>,
 }
 
 impl Server {
-    /// Starts `spec` with its data under `dir` and waits until it answers; returns it and the time that took.
+    /// Starts `spec` with its data under `dir`, alone, and waits until it answers; returns it and the time that took.
     pub async fn start(spec: &ServerSpec, dir: &Path) -> Result<(Server, Duration), BenchError> {
-        let file = |source| BenchError::File { path: dir.to_owned(), source };
-        fs::create_dir_all(dir).map_err(file)?;
-        let (client, peer) = free_ports().map_err(file)?;
-        let mut server = Server { spec: spec.clone(), dir: dir.to_owned(), client, peer, child: None };
+        let mut server = Server::cluster(spec, dir, 1)?.remove(0);
         let took = server.start_again().await?;
         Ok((server, took))
     }
 
+    /// The `count` members of a cluster, with their data under `dir`, not yet started.
+    pub fn cluster(spec: &ServerSpec, dir: &Path, count: usize) -> Result<Vec<Server>, BenchError> {
+        let file = |source| BenchError::File { path: dir.to_owned(), source };
+        let addresses = free_addresses(2 * count).map_err(file)?;
+        let (clients, peers) = addresses.split_at(count);
+        let name = |number: usize| format!("bench{number}");
+        let named = peers.iter().enumerate().map(|(number, peer)| format!("{}=http://{peer}", name(number)));
+        let initial_cluster = named.collect::<Vec<_>>().join(",");
+        let members = clients.iter().zip(peers).enumerate().map(|(number, (client, peer))| {
+            let (name, initial_cluster) = (name(number), initial_cluster.clone());
+            let dir = dir.join(&name);
+            fs::create_dir_all(&dir).map_err(file)?;
+            let (spec, client, peer) = (spec.clone(), *client, *peer);
+            Ok(Server { spec, dir, name, initial_cluster, client, peer, child: None })
+        });
+        members.collect()
+    }
+
     /// Starts it on the directory that it has; returns the time from there to the first linearizable read.
     pub async fn start_again(&mut self) -> Result<Duration, BenchError> {
+        let started = Instant::now();
+        self.spawn()?;
+        self.first_read().await?;
+        Ok(started.elapsed())
+    }
+
+    /// Starts its process without waiting.
+    pub fn spawn(&mut self) -> Result<(), BenchError> {
         self.kill();
         let log_path = self.log_path();
         let log = File::options().create(true).append(true).open(&log_path);
         let log = log.map_err(|source| BenchError::File { path: log_path.clone(), source })?;
-        let started = Instant::now();
         let (client, peer) = (format!("http://{}", self.client), format!("http://{}", self.peer));
         let child = Command::new(&self.spec.program)
-            .args(["--name", "bench", "--quota-backend-bytes", "8589934592"])
+            .args(["--name", &self.name, "--quota-backend-bytes", "8589934592"])
             .arg("--data-dir")
             .arg(self.data_dir())
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("bench={peer}")])
+            .args(["--initial-cluster", &self.initial_cluster])
             .args(&self.spec.flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -184,8 +208,7 @@ impl Server {
             .spawn()
             .map_err(|source| BenchError::Start { program: self.spec.program.clone(), source })?;
         self.child = Some(child);
-        self.first_read().await?;
-        Ok(started.elapsed())
+        Ok(())
     }
 
     /// Where clients connect.
@@ -265,7 +288,7 @@ impl Server {
 
     /// Waits for the first linearizable read to succeed. A new read is sent every few milliseconds beside those that
     /// wait, because a server may drop what reaches it before it leads.
-    async fn first_read(&mut self) -> Result<(), BenchError> {
+    pub async fn first_read(&mut self) -> Result<(), BenchError> {
         const INTERVAL: Duration = Duration::from_millis(5);
         const ATTEMPT: Duration = Duration::from_secs(1);
         const IN_FLIGHT: usize = 200;
@@ -323,10 +346,11 @@ async fn linearizable_read(address: SocketAddr) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Two ports of 127.0.0.1 that nobody uses at this moment.
-fn free_ports() -> io::Result<(SocketAddr, SocketAddr)> {
-    let (first, second) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
-    Ok((first.local_addr()?, second.local_addr()?))
+/// Addresses of 127.0.0.1 that nobody uses at this moment.
+fn free_addresses(count: usize) -> io::Result<Vec<SocketAddr>> {
+    // All are held until all are found, or one might be found twice.
+    let held = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
+    held.iter().map(TcpListener::local_addr).collect()
 }
 
 #[cfg(test)]

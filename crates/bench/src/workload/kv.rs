@@ -14,9 +14,9 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 /// Keys that puts are spread over.
-const PUT_KEYS: u64 = 100_000;
+pub const PUT_KEYS: u64 = 100_000;
 /// Keys that are there to be read.
-const RANGE_KEYS: u64 = 10_000;
+pub const RANGE_KEYS: u64 = 10_000;
 
 /// Clients and connections that only bring keys in.
 const FILL_CLIENTS: usize = 8;

@@ -1,6 +1,7 @@
 //! The workloads: each loads one fresh server in one way and returns its figures.
 
 mod churn;
+mod cluster;
 mod fill;
 mod kv;
 mod lease;
@@ -11,9 +12,10 @@ use crate::control::Control;
 use crate::error::BenchError;
 use crate::load::{Outcome, Until};
 use crate::metric::{self, Measured};
-use crate::process::{Server, Usage};
+use crate::process::{Server, ServerSpec, Usage};
 use proto::etcdserverpb::{RangeRequest, RangeResponse};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 /// The clients of workloads that are run with one number of them only.
@@ -103,9 +105,10 @@ enum Kind {
     List { paged: bool },
     OverwriteCompact,
     DeleteMost,
+    Cluster(cluster::Kind),
 }
 
-/// All workloads in the order in which they run.
+/// All workloads of single servers in the order in which they run.
 pub fn all() -> Vec<Workload> {
     let small = |name, kind| Workload { name, large: false, kind };
     let large = |name, kind| Workload { name, large: true, kind };
@@ -136,7 +139,42 @@ pub fn all() -> Vec<Workload> {
     ]
 }
 
+/// All workloads of clusters in the order in which they run.
+pub fn of_clusters() -> Vec<Workload> {
+    use cluster::Kind::{CatchUp, Outage, Put, Range};
+    let small = |name, kind| Workload { name, large: false, kind: Kind::Cluster(kind) };
+    let large = |name, kind| Workload { name, large: true, kind: Kind::Cluster(kind) };
+    vec![
+        small("cluster_put_256b_64", Put { clients: 64 }),
+        small("cluster_put_256b_256", Put { clients: 256 }),
+        small("cluster_put_256b_1000", Put { clients: 1000 }),
+        small("cluster_range_linearizable_64", Range { clients: 64 }),
+        small("cluster_range_linearizable_256", Range { clients: 256 }),
+        small("cluster_range_linearizable_1000", Range { clients: 1000 }),
+        large("cluster_outage", Outage),
+        large("cluster_catch_up", CatchUp),
+    ]
+}
+
 impl Workload {
+    /// Whether it needs several members.
+    pub fn is_of_clusters(&self) -> bool {
+        matches!(self.kind, Kind::Cluster(_))
+    }
+
+    /// Runs it once against three fresh members with their data under `dir`.
+    pub async fn run_on_cluster(
+        &self,
+        spec: &ServerSpec,
+        dir: &Path,
+        settings: &Settings,
+    ) -> Result<Measured, BenchError> {
+        match self.kind {
+            Kind::Cluster(kind) => cluster::run(kind, spec, dir, settings).await,
+            _ => Err(BenchError::Wrong(format!("{} is for single servers", self.name))),
+        }
+    }
+
     /// Runs it once against a fresh server.
     pub async fn run(&self, target: &mut Target<'_>, settings: &Settings) -> Result<Measured, BenchError> {
         target.rest().await?;
@@ -153,12 +191,22 @@ impl Workload {
             Kind::List { paged } => fill::list(target, settings, paged).await,
             Kind::OverwriteCompact => churn::overwrite_compact(target, settings).await,
             Kind::DeleteMost => churn::delete_most(target, settings).await,
+            Kind::Cluster(_) => Err(BenchError::Wrong(format!("{} is for clusters", self.name))),
         }
     }
 }
 
-/// The figures that every load has.
+/// The figures that every load of one server has.
 fn measured(outcome: &Outcome, target: &Target<'_>) -> Result<Measured, BenchError> {
+    let mut measured = load_figures(outcome)?;
+    if let Some(usage) = target.usage()? {
+        measured.push((&metric::PEAK_RSS, megabytes(usage.peak_rss_bytes)));
+    }
+    Ok(measured)
+}
+
+/// The figures that every load has.
+fn load_figures(outcome: &Outcome) -> Result<Measured, BenchError> {
     let latencies = &outcome.latencies;
     let count = latencies.count();
     if count == 0 {
@@ -176,9 +224,6 @@ fn measured(outcome: &Outcome, target: &Target<'_>) -> Result<Measured, BenchErr
         (&metric::MAX, micros(latencies.max())),
         (&metric::CLIENT_CPU, micros(outcome.client_cpu) / count as f64),
     ]);
-    if let Some(usage) = target.usage()? {
-        measured.push((&metric::PEAK_RSS, megabytes(usage.peak_rss_bytes)));
-    }
     Ok(measured)
 }
 
