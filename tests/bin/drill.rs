@@ -4,6 +4,7 @@
 //! root): write, remove the leader, see another one lead, add it back, start it on its old data directory, then on a
 //! clean one. It prints what an operator would see, and ends with status 1 where something else happens.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -135,9 +136,15 @@ impl Drill {
         let log = self.cluster.member(member).log().split_off(before);
         println!("# {which} ended with {status}; of its log:");
         let telling = ["removed", "data-dir", "data dir", "mismatch", "permanently"];
-        let tells = |line: &&str| telling.iter().any(|word| line.contains(word)) && !line.contains("\"wal-dir\"");
-        for line in log.lines().filter(tells) {
-            println!("    {line}");
+        let mut told = HashSet::new();
+        for line in log.lines().filter(|line| telling.iter().any(|word| line.contains(word))) {
+            let value: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+            let field = |name: &str| value.get(name).and_then(|text| text.as_str()).unwrap_or_default();
+            let said = format!("{} {} {}", field("level"), field("msg"), field("error"));
+            // Each sentence once; lines that only happen to name the directory tell nothing.
+            if telling.iter().any(|word| said.contains(word)) && told.insert(said.clone()) {
+                println!("    {}", said.trim_end());
+            }
         }
         Ok(log)
     }
