@@ -236,7 +236,7 @@ impl Run<'_> {
         let crowd = Crowd::start(&self.background, &members, writers, READERS, self.acknowledged.clone(), seed);
         self.pause(300..1000).await;
         let mut probes = Vec::new();
-        if self.settings.only.is_none() && round % 6 == 0 {
+        if self.settings.only.is_none() && round.is_multiple_of(6) {
             "rolling restart".clone_into(faults);
             self.rolling_restart(&crowd).await?;
         } else {

@@ -148,8 +148,8 @@ impl Cluster {
 
     /// Waits until every member that was started serves.
     pub fn wait_ready(&mut self) -> Result<(), ClusterError> {
-        let started = self.servers.iter_mut().filter(|server| server.is_started());
-        started.map(|server| server.wait_ready().map_err(ClusterError::from)).collect()
+        let mut started = self.servers.iter_mut().filter(|server| server.is_started());
+        started.try_for_each(|server| server.wait_ready().map_err(ClusterError::from))
     }
 
     /// How many members it has been given, whether they run or not.
