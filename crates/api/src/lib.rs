@@ -26,7 +26,9 @@ pub mod worker;
 
 pub use conn::{serve_connection, serve_metrics};
 pub use mailbox::{Outbox, Reply};
-pub use member::{Answer, Identity, Limits, Member, MemberChange, Outcome, SnapshotSource, Status, TimeToLive};
+pub use member::{
+    Answer, Identity, Limits, Member, MemberChange, Outcome, PeerTraffic, SnapshotSource, Status, TimeToLive,
+};
 pub use metrics::Metrics;
 pub use ops::HttpOptions;
 pub use worker::{Shared, Worker};

@@ -122,6 +122,25 @@ pub struct Status {
     pub downgrade_target: Option<String>,
 }
 
+/// The traffic with another member since this one was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerTraffic {
+    /// The other member.
+    pub id: u64,
+    /// Whether messages get through at this moment.
+    pub active: bool,
+    /// How often they have ceased to.
+    pub disconnects: u64,
+    /// Bytes sent to it.
+    pub sent_bytes: u64,
+    /// Bytes received from it.
+    pub received_bytes: u64,
+    /// Messages that could not be sent.
+    pub send_failures: u64,
+    /// Streams from it that broke, and messages that could not be read.
+    pub receive_failures: u64,
+}
+
 /// A change to the membership, as the Cluster service asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberChange {
@@ -187,6 +206,11 @@ pub trait Member: Send + Sync + 'static {
 
     /// Everything that `Status` shows; called rarely.
     fn status(&self) -> Status;
+
+    /// The traffic with each other member, for the metrics; called when they are scraped.
+    fn peer_traffic(&self) -> Vec<PeerTraffic> {
+        Vec::new()
+    }
 
     /// This member's and its cluster's ID.
     fn identity(&self) -> Identity;

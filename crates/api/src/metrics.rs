@@ -4,7 +4,7 @@
 //! are kept per worker ([`CallCounters`]) and added up when they are scraped, so that two cores never fight over one
 //! cache line for the sake of a statistic.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -31,6 +31,8 @@ macro_rules! metrics {
             $( #[doc = $help] pub $field: metrics!(@type $kind), )*
             registry: Registry,
             calls: Arc<Calls>,
+            /// The members that were known at the last scrape; held during one.
+            peers: Mutex<BTreeSet<u64>>,
         }
 
         impl Metrics {
@@ -39,7 +41,7 @@ macro_rules! metrics {
                     let $field = metrics!(@new $kind $name, $help, [$($($label),+)?], [$($start, $factor, $count)?]);
                     registry.register(Box::new($field.clone()))?;
                 )*
-                Ok(Self { $($field,)* registry, calls })
+                Ok(Self { $($field,)* registry, calls, peers: Mutex::default() })
             }
         }
     };
@@ -225,12 +227,51 @@ impl Metrics {
         }
         self.server_version.with_label_values(&[&status.version]).set(1);
         self.server_id.with_label_values(&[&format!("{:x}", member.identity().member_id)]).set(1);
+        self.mirror_peers(member);
 
         let mut text = Vec::with_capacity(64 << 10);
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             tracing::warn!(%error, "failed to encode metrics");
         }
         text
+    }
+}
+
+impl Metrics {
+    /// Brings what is known of the other members up to date.
+    fn mirror_peers(&self, member: &dyn Member) {
+        let mut before = self.peers.lock();
+        let own_id = member.identity().member_id;
+        let own = format!("{own_id:x}");
+        let known: BTreeSet<u64> = member.state().members().iter().map(|m| m.id).filter(|id| *id != own_id).collect();
+        for id in before.union(&known) {
+            let labels = [own.as_str(), &format!("{id:x}")];
+            self.known_peers.with_label_values(&labels).set(i64::from(known.contains(id)));
+            if !known.contains(id) {
+                self.active_peers.with_label_values(&labels).set(0);
+            }
+        }
+        for peer in member.peer_traffic() {
+            let id = format!("{:x}", peer.id);
+            self.active_peers.with_label_values(&[&own, &id]).set(i64::from(peer.active));
+            raise(&self.disconnected_peers.with_label_values(&[&own, &id]), peer.disconnects);
+            raise(&self.peer_sent_bytes.with_label_values(&[&id]), peer.sent_bytes);
+            raise(&self.peer_received_bytes.with_label_values(&[&id]), peer.received_bytes);
+            raise(&self.peer_sent_failures.with_label_values(&[&id]), peer.send_failures);
+            raise(&self.peer_received_failures.with_label_values(&[&id]), peer.receive_failures);
+        }
+        *before = known;
+    }
+}
+
+/// Brings a counter up to what was counted elsewhere. A member that was removed and came back is counted from 0 again.
+fn raise(counter: &IntCounter, total: u64) {
+    match total.checked_sub(counter.get()) {
+        Some(more) => counter.inc_by(more),
+        None => {
+            counter.reset();
+            counter.inc_by(total);
+        }
     }
 }
 

@@ -346,7 +346,9 @@ impl Runner {
         let path = node.settings.snap_dir.join(snapshot_file_name(snapshot.index));
         tracing::info!("snapshot-index" = snapshot.index, path = %path.display(), "installing the leader's snapshot");
         let mut gate = node.between_entries.lock();
+        node.metrics.snapshot_apply_in_progress.set(1);
         self.applier.install(node.disk.as_ref(), &path, snapshot)?;
+        node.metrics.snapshot_apply_in_progress.set(0);
         node.applied.store(self.applier.applied(), Ordering::SeqCst);
         gate.clone_from(&self.applier.conf_state);
         drop(gate);

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use api::Member as _;
 
@@ -96,8 +96,14 @@ impl Node {
 /// The raft thread: keeps time for the raft actor, and ends it.
 pub(crate) fn run_consensus(node: &Arc<Node>) {
     let mut next_tick = Instant::now() + node.settings.tick;
+    let mut last_tick = Instant::now();
     while !node.is_stopping_by(next_tick) {
+        let led = node.is_leader();
         node.tell(Event::Tick);
+        let since = std::mem::replace(&mut last_tick, Instant::now()).elapsed();
+        if led && since > 2 * node.settings.tick {
+            heartbeats_late(node, since);
+        }
         // After a pause of the whole process there is no sense in ticking for the time that was slept through.
         next_tick = (next_tick + node.settings.tick).max(Instant::now());
     }
@@ -109,6 +115,21 @@ pub(crate) fn run_consensus(node: &Arc<Node>) {
     }
     node.log_queue.close();
     node.apply_queue.close();
+}
+
+/// A leader's ticks are its heartbeats; followers that miss too many elect another one.
+fn heartbeats_late(node: &Node, since: Duration) {
+    let others = node.state_members().saturating_sub(1) as u64;
+    if others == 0 {
+        return;
+    }
+    node.metrics.heartbeat_send_failures.inc_by(others);
+    tracing::warn!(
+        "heartbeat-interval" = ?node.settings.tick,
+        "expected-duration" = ?(2 * node.settings.tick),
+        "exceeded-duration" = ?since.saturating_sub(2 * node.settings.tick),
+        "leader failed to send out heartbeat on time; took too long, leader is overloaded likely from slow disk"
+    );
 }
 
 fn pass_on(node: &Node, consensus: &Consensus, out: &mut Outbox) {

@@ -8,6 +8,8 @@ mod bootstrap;
 mod compactor;
 pub mod config;
 mod consensus;
+mod corruption;
+mod downgrade;
 mod drive;
 mod image;
 mod listen;

@@ -1,11 +1,12 @@
 //! The member: what its threads share, and how clients reach it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use api::{Answer, Identity, Limits, Member, MemberChange, Metrics, Reply, SnapshotSource, Status};
+use api::{Answer, Identity, Limits, Member, MemberChange, Metrics, PeerTraffic, Reply, SnapshotSource, Status};
 use disk::Disk;
 use parking_lot::{Condvar, Mutex};
 use prost::Message as _;
@@ -79,6 +80,12 @@ pub(crate) struct Node {
     pub(crate) keep_log_until_ms: AtomicU64,
     /// When the last leader was lost; 0 = never.
     pub(crate) leader_lost_ms: AtomicU64,
+    /// The hash that was worked out last; held while one is.
+    pub(crate) hashing: Mutex<Option<store::HashKv>>,
+    /// The members that a snapshot is being sent to, and since when.
+    pub(crate) sending: Mutex<BTreeMap<u64, Instant>>,
+    /// This member takes no part yet: messages from the others are refused.
+    pub(crate) held_back: AtomicBool,
     /// This member was removed and is about to stop.
     pub(crate) leaving: AtomicBool,
     pub(crate) identity: Identity,
@@ -150,6 +157,9 @@ impl Node {
             snapshots_out: AtomicU64::new(0),
             keep_log_until_ms: AtomicU64::new(0),
             leader_lost_ms: AtomicU64::new(0),
+            hashing: Mutex::default(),
+            sending: Mutex::default(),
+            held_back: AtomicBool::new(true),
             leaving: AtomicBool::new(false),
             identity,
             reader,
@@ -209,6 +219,11 @@ impl Node {
 
     pub(crate) fn failed(&self) -> bool {
         self.phase.load(Ordering::Acquire) == FAILED
+    }
+
+    /// Whether clients may not come yet.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.phase.load(Ordering::Acquire) == STARTING
     }
 
     /// Waits until clients may come (`true`) or the member stops.
@@ -400,8 +415,22 @@ impl Member for Node {
             db_size: i64::try_from(size.total.next_multiple_of(DISK_BLOCK)).unwrap_or(i64::MAX),
             db_size_in_use: i64::try_from(size.live).unwrap_or(i64::MAX),
             quota_bytes: self.settings.quota_bytes,
-            downgrade_target: None,
+            downgrade_target: Some(self.reader.downgrade()).filter(|d| d.enabled).map(|d| d.target_version),
         }
+    }
+
+    fn peer_traffic(&self) -> Vec<PeerTraffic> {
+        let statuses = self.transport.get().map(peer::Transport::statuses).unwrap_or_default();
+        let traffic = |(id, status): (u64, peer::PeerStatus)| PeerTraffic {
+            id,
+            active: status.active_since.is_some(),
+            disconnects: status.disconnects,
+            sent_bytes: status.sent_bytes,
+            received_bytes: status.received_bytes,
+            send_failures: status.send_failures,
+            receive_failures: status.receive_failures,
+        };
+        statuses.into_iter().map(traffic).collect()
     }
 
     fn identity(&self) -> Identity {
@@ -451,6 +480,10 @@ impl Member for Node {
             return reply.send(Ok(Answer::Done));
         }
         self.tell(Event::Transfer { to: target, reply });
+    }
+
+    fn downgrade(&self, action: i32, version: String, reply: Reply) {
+        self.begin_downgrade(action, version, reply);
     }
 
     fn now_ms(&self) -> u64 {

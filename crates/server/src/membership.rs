@@ -115,6 +115,15 @@ impl Node {
     }
 
     async fn promote_here(self: Arc<Self>, id: u64) -> Outcome {
+        let promoted = Arc::clone(&self).try_promote(id).await;
+        match &promoted {
+            Ok(_) => self.metrics.learner_promote_successes.inc(),
+            Err(error) => self.metrics.learner_promote_failures.with_label_values(&[&error.to_string()]).inc(),
+        }
+        promoted
+    }
+
+    async fn try_promote(self: Arc<Self>, id: u64) -> Outcome {
         let known = self.state().members();
         let member = known.iter().find(|m| m.id == id).ok_or(Error::MemberNotFound)?;
         if !member.is_learner {

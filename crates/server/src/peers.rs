@@ -7,7 +7,7 @@ use std::future::Future;
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::mailbox::Mailbox;
 use api::{Answer, Member as _, MemberChange, Outcome, Reply, TimeToLive};
@@ -94,6 +94,11 @@ impl Local for Link {
         let path = node.settings.snap_dir.join(snapshot_file_name(index));
         // Written under another name: only a whole file is ever found under the right one.
         let partial = path.with_extension("db.part");
+        let metrics = &node.metrics;
+        let from = format!("{:x}", message.from.unwrap_or(0));
+        let in_flight = metrics.snapshot_receive_inflights.with_label_values(&[&from]);
+        in_flight.inc();
+        let begun = Instant::now();
         let mut save = || -> std::io::Result<u64> {
             let file = node.disk.open(&partial, Open::Truncate)?;
             let (mut piece, mut at) = (vec![0; PIECE_BYTES], 0);
@@ -105,22 +110,35 @@ impl Local for Link {
                 file.write_at(&piece[..read], at)?;
                 at += read as u64;
             }
+            let syncing = Instant::now();
             file.sync()?;
+            metrics.snap_db_fsync.observe(syncing.elapsed().as_secs_f64());
             node.disk.rename(&partial, &path)?;
             node.disk.sync_dir(&node.settings.snap_dir)?;
             Ok(at)
         };
-        match save() {
+        let saved = save();
+        in_flight.dec();
+        match saved {
             Ok(bytes) => {
+                let took = begun.elapsed().as_secs_f64();
+                metrics.snap_db_save_total.observe(took);
+                metrics.snapshot_receive_total.with_label_values(&[&from]).observe(took);
+                metrics.snapshot_receive_success.with_label_values(&[&from]).inc();
                 tracing::info!(path = %path.display(), "snapshot-index" = index, bytes, "saved the leader's snapshot");
                 Ok(())
             }
             Err(error) => {
+                metrics.snapshot_receive_failures.with_label_values(&[&from]).inc();
                 // Half a file is of no use; that it cannot be removed either adds nothing.
                 drop(node.disk.remove(&partial));
                 Err(error.to_string())
             }
         }
+    }
+
+    fn round_trip(&self, id: u64, took: Duration) {
+        self.0.metrics.peer_round_trip.with_label_values(&[&format!("{id:x}")]).observe(took.as_secs_f64());
     }
 
     fn renew_lease(&self, id: i64) -> BoxFuture<Result<i64, LeaseError>> {
@@ -165,7 +183,8 @@ impl Local for Link {
         let node = Arc::clone(&self.0);
         Box::pin(async move {
             let hash = tokio::task::spawn_blocking(move || {
-                let found = node.state().hash_kv(revision)?;
+                let revision = if revision == 0 { node.state().revision() } else { revision };
+                let found = node.hash_kv_slowly(revision)?.ok_or(Error::Stopped)?;
                 Ok(HashKv {
                     revision: node.state().revision(),
                     hash: found.hash,
@@ -206,6 +225,9 @@ impl Node {
         if self.failed() {
             return Err(StepError::Stopped);
         }
+        if self.held_back.load(Ordering::Acquire) {
+            return Err(StepError::Refused("this member is comparing its data with the others'".into()));
+        }
         if self.state().is_removed(message.from.unwrap_or(0)) {
             return Err(StepError::Removed);
         }
@@ -230,6 +252,8 @@ impl Node {
     fn send_snapshot(&self, mut message: raftpb::Message) {
         let to = message.to.unwrap_or(0);
         let (Some(node), Some(transport)) = (self.this.upgrade(), self.transport.get().cloned()) else { return };
+        self.sending.lock().insert(to, Instant::now());
+        self.metrics.snapshot_send_inflights.with_label_values(&[&format!("{to:x}")]).inc();
         if self.snapshots_out.fetch_add(1, Ordering::SeqCst) >= MAX_SNAPSHOTS {
             return self.snapshot_ended(to, false);
         }
@@ -257,6 +281,16 @@ impl Node {
             self.keep_log_until_ms.store(self.now_ms() + KEEP_LOG_AFTER_SNAPSHOT_MS, Ordering::SeqCst);
         }
         self.snapshots_out.fetch_sub(1, Ordering::SeqCst);
+        let label = [&format!("{to:x}")];
+        self.metrics.snapshot_send_inflights.with_label_values(&label).dec();
+        match self.sending.lock().remove(&to) {
+            Some(begun) if delivered => {
+                let took = begun.elapsed().as_secs_f64();
+                self.metrics.snapshot_send_total.with_label_values(&label).observe(took);
+                self.metrics.snapshot_send_success.with_label_values(&label).inc();
+            }
+            _ => self.metrics.snapshot_send_failures.with_label_values(&label).inc(),
+        }
         // May be called from within the actor's own turn, which looks at the queue again.
         self.raft_queue.push(Event::SnapshotSent { to, delivered });
         self.drive();

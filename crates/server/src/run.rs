@@ -5,6 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use crate::bootstrap::{self, BootError, Booted};
 use crate::compactor::{Compactor, Retention};
 use crate::config::{AutoCompaction, ClusterError, ClusterState, Config, Url, texts};
 use crate::consensus::{Consensus, Event, Ticks};
+use crate::corruption::{self, Inconsistent};
+use crate::downgrade;
 use crate::drive::{self, Core};
 use crate::listen::{self, Bound, Purpose, Workers};
 use crate::log_writer::{self, LogJob};
@@ -50,6 +53,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// Its data is not what the other members have.
+    #[error(transparent)]
+    Inconsistent(#[from] Inconsistent),
     /// The operating system.
     #[error("{what}: {source}")]
     System {
@@ -104,7 +110,11 @@ async fn live(config: Config) -> Result<Exit, StartError> {
         signal = signals.next() => return Ok(Exit::Signal(signal)),
     };
     let metrics = Metrics::new(config.extensive_metrics);
-    let (node, mut threads) = start(&config, disk, Arc::clone(&metrics), booted, for_peers, seed)?;
+    let starting = start(&config, disk, Arc::clone(&metrics), booted, for_peers, seed);
+    let (node, mut threads) = tokio::select! {
+        started = starting => started?,
+        signal = signals.next() => return Ok(Exit::Signal(signal)),
+    };
 
     let (close, closing) = tokio::sync::watch::channel(false);
     let shared = Arc::new(api::Shared {
@@ -246,7 +256,7 @@ const SNAPSHOT_BYTES_PER_SECOND: u64 = 128 << 20;
 type ThreadBody = Box<dyn FnOnce(&Arc<Node>) + Send>;
 
 /// Starts the member's threads.
-fn start(
+async fn start(
     config: &Config,
     disk: Arc<dyn Disk>,
     metrics: Arc<Metrics>,
@@ -351,7 +361,21 @@ fn start(
     }
     // Both are set here and nowhere else.
     let _first = (node.transport.set(transport), node.events.set(tokio::runtime::Handle::current()));
+    // A member that has no data yet has nothing to compare.
+    if config.features.initial_corrupt_check && !fresh {
+        corruption::check_initially(&node).await?;
+    }
+    node.held_back.store(false, Ordering::Release);
     tokio::spawn(versions::watch(Arc::clone(&node)));
+    tokio::spawn(downgrade::watch(Arc::clone(&node), config.downgrade_check_time));
+    let schedule = corruption::Schedule {
+        every: Some(config.corrupt_check_time).filter(|every| !every.is_zero()),
+        after_compaction: config.features.compact_hash_check.then_some(config.compact_hash_check_time),
+    };
+    tokio::spawn(corruption::watch(Arc::clone(&node), schedule));
+    for (name, stage, is_on) in config.features.list() {
+        node.metrics.feature_enabled.with_label_values(&[name, stage]).set(i64::from(is_on));
+    }
 
     let mut threads = Vec::new();
     let mut spawn = |name: &str, body: ThreadBody| {

@@ -205,11 +205,13 @@ fn save_snapshot(node: &Arc<Node>, plan: SnapshotPlan) -> Result<(), Box<dyn std
     let synced = node.state().store().sync()?;
     assert!(synced.index >= plan.index, "snapshot at {} but the store is synced at {}", plan.index, synced.index);
     let conf_state = plan.conf_state;
+    let begun = Instant::now();
     snap::save(
         node.disk.as_ref(),
         &node.settings.snap_dir,
         &SnapFile { index: plan.index, term: plan.term, conf_state: conf_state.clone(), data: plan.data.into() },
     )?;
+    node.metrics.snap_save_total.observe(begun.elapsed().as_secs_f64());
     let mark = SnapshotMark { index: plan.index, term: plan.term, conf_state: Some(conf_state) };
     node.log_queue.push(LogJob::Snapshot { mark, release: plan.index });
     tracing::info!("snapshot-index" = plan.index, "saved snapshot to disk");

@@ -15,6 +15,7 @@ use proto::etcdserverpb as pb;
 use proto::{membershippb, v2pb};
 
 use crate::consensus::Event;
+use crate::downgrade::one_below;
 use crate::member::Node;
 
 /// Members are asked this often, as in etcd.
@@ -37,9 +38,14 @@ pub(crate) struct Versions {
 }
 
 /// Major and minor version.
-fn parse(version: &str) -> Option<(u64, u64)> {
+pub(crate) fn parse(version: &str) -> Option<(u64, u64)> {
     let mut parts = version.split('.').map(str::parse);
     Some((parts.next()?.ok()?, parts.next()?.ok()?))
+}
+
+/// Whether a member of this version defines the hash of all keys as this one does.
+pub(crate) fn hashes_alike(version: &str) -> bool {
+    parse(version) == parse(crate::ETCD_VERSION)
 }
 
 /// Asks until the task is dropped.
@@ -82,10 +88,45 @@ impl Node {
         self.state().members().iter().map(|member| of(member.id)).min().flatten()
     }
 
-    /// As the leader: proposes the cluster version if it is not what the members' versions allow.
+    /// See [`hashes_alike`]; `false` while the member has not told its version.
+    pub(crate) fn hashes_alike(&self, id: u64) -> bool {
+        self.versions.lock().known.get(&id).is_some_and(|version| hashes_alike(version))
+    }
+
+    /// Whether all members run this minor version.
+    pub(crate) fn all_run(&self, version: &str) -> bool {
+        let own = self.identity.member_id;
+        let versions = self.versions.lock();
+        let runs = |id: u64| match id == own {
+            true => parse(crate::ETCD_VERSION),
+            false => versions.known.get(&id).and_then(|version| parse(version)),
+        };
+        let wanted = parse(version);
+        wanted.is_some() && self.state().members().iter().all(|member| runs(member.id) == wanted)
+    }
+
+    /// As the leader: proposes the cluster version if it is not what the members' versions allow, or a downgrade
+    /// demands.
     pub(crate) fn decide_version(&self) {
         let decided = self.state().cluster_version();
+        let downgrade = self.state().downgrade();
+        let is_downgrade = downgrade.enabled && decided.is_some();
         let wanted = match (self.oldest_version(), &decided) {
+            (Some(oldest), Some(version)) if is_downgrade => {
+                let target = parse(&downgrade.target_version);
+                if parse(version) == target {
+                    return;
+                }
+                if parse(version).and_then(one_below) != target || one_below(oldest) != target {
+                    tracing::error!(
+                        "downgrade-target" = downgrade.target_version.as_str(),
+                        "cluster-version" = version.as_str(),
+                        "Cannot downgrade from cluster-version to downgrade-target"
+                    );
+                    return;
+                }
+                downgrade.target_version
+            }
             (Some((major, minor)), _) => format!("{major}.{minor}.0"),
             (None, Some(_)) => return,
             (None, None) => {
@@ -99,7 +140,7 @@ impl Node {
         };
         match &decided {
             // It never goes down by itself: members may already use what the higher version offers.
-            Some(version) if parse(version) >= parse(&wanted) => return,
+            Some(version) if !is_downgrade && parse(version) >= parse(&wanted) => return,
             Some(version) => tracing::info!(from = version.as_str(), to = wanted.as_str(), "updating cluster version"),
             None => tracing::info!("cluster-version" = wanted.as_str(), "setting up initial cluster version"),
         }

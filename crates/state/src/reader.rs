@@ -1,5 +1,6 @@
 //! Reading beside the applying side.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -116,6 +117,15 @@ impl Reader {
     /// HashKV at a revision, 0 = newest.
     pub fn hash_kv(&self, revision: i64) -> Result<HashKv, Error> {
         Ok(self.0.store.hash_kv(revision).map_err(Failure::from)?)
+    }
+
+    /// The same in the caller's own time; see [`Store::hash_kv_in_steps`].
+    pub fn hash_kv_in_steps(
+        &self,
+        revision: i64,
+        step: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Option<HashKv>, Error> {
+        Ok(self.0.store.hash_kv_in_steps(revision, step).map_err(Failure::from)?)
     }
 
     /// All members, sorted by ID.

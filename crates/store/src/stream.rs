@@ -347,11 +347,22 @@ impl Store {
     /// etcd also answers for the compacted revision itself with a value noted while compacting; that value is not kept
     /// here, and the answer is the hash of what is left.
     pub fn hash_kv(&self, at: i64) -> Result<HashKv, StoreError> {
+        let found = self.hash_kv_in_steps(at, &mut |_| ControlFlow::Continue(()))?;
+        Ok(found.unwrap_or_else(|| unreachable!("nobody has stopped it")))
+    }
+
+    /// The same; `step` is told after each version how many bytes it had. It may take its time, as nothing is locked
+    /// meanwhile, though compactions wait; or end the matter, and then there is no answer.
+    pub fn hash_kv_in_steps(
+        &self,
+        at: i64,
+        step: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Option<HashKv>, StoreError> {
         let (compacted, pin) = self.pin_compacted();
         let store = pin.store();
         if at < 0 {
             // Only 0 means the newest here: etcd hashes what lies at or below a negative revision, which is nothing.
-            return Ok(HashKv { hash: crc32c::crc32c(b"key"), compact_revision: compacted, hash_revision: at });
+            return Ok(Some(HashKv { hash: crc32c::crc32c(b"key"), compact_revision: compacted, hash_revision: at }));
         }
         let at = store.checked_revision(at)?;
         let everything = KeyRange { start: Bytes::new(), end: RangeEnd::Unbounded };
@@ -361,8 +372,13 @@ impl Store {
             ControlFlow::Break(())
         });
         let mut hash = crc32c::crc32c(b"key");
+        let mut stopped = false;
         History::new(&store.inner().files, i64::MIN).walk(&mut |revision, deleted, location, payload| {
             if revision.main > at {
+                return Ok(ControlFlow::Break(()));
+            }
+            if step(payload.len()).is_break() {
+                stopped = true;
                 return Ok(ControlFlow::Break(()));
             }
             if revision.main <= compacted {
@@ -381,7 +397,7 @@ impl Store {
             hash = crc32c::crc32c_append(hash, &payload);
             Ok(ControlFlow::Continue(()))
         })?;
-        Ok(HashKv { hash, compact_revision: compacted, hash_revision: at })
+        Ok((!stopped).then_some(HashKv { hash, compact_revision: compacted, hash_revision: at }))
     }
 
     /// Every version in the index in revision order up to `at` (0 = newest), as bbolt's `key` bucket would hold them:

@@ -5,7 +5,7 @@
 pub struct FeatureGates {
     /// `CompactHashCheck`: the leader compares hashes taken at compactions.
     pub compact_hash_check: bool,
-    /// `InitialCorruptCheck`: compare with the peers before serving.
+    /// `InitialCorruptCheck`: compare with the peers before serving. On by default here, off in etcd.
     pub initial_corrupt_check: bool,
     /// `LeaseCheckpoint`: the remaining time of leases survives a change of leader. On by default here, off in etcd:
     /// without it a long lease can live for ever while leaders change.
@@ -28,7 +28,7 @@ impl Default for FeatureGates {
     fn default() -> Self {
         FeatureGates {
             compact_hash_check: false,
-            initial_corrupt_check: false,
+            initial_corrupt_check: true,
             lease_checkpoint: true,
             lease_checkpoint_persist: false,
             set_member_local_addr: false,
@@ -59,6 +59,16 @@ const GATES: &[Gate] = &[
     ("FastLeaseKeepAlive", Stage::Beta, |gates| &mut gates.fast_lease_keep_alive),
     ("PriorityRequest", Stage::Alpha, |gates| &mut gates.priority_request),
 ];
+
+impl FeatureGates {
+    /// Every gate: its name, its stage in capitals, and whether it is on.
+    pub(crate) fn list(mut self) -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+        GATES.iter().map(move |(name, stage, field)| {
+            let stage = if *stage == Stage::Alpha { "ALPHA" } else { "BETA" };
+            (*name, stage, *field(&mut self))
+        })
+    }
+}
 
 /// Names that can be given to `--feature-gates`, for the help.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {

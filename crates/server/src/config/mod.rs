@@ -178,8 +178,8 @@ settings! {
         warning_unary_request_duration: Duration = Duration::from_millis(300),
         /// `--watch-progress-notify-interval`.
         watch_progress_notify_interval: Duration = Duration::from_secs(600),
-        /// `--corrupt-check-time`, 0 = off.
-        corrupt_check_time: Duration = Duration::ZERO,
+        /// `--corrupt-check-time`, 0 = off. Off in etcd; what is done about its cost is in [`crate::corruption`].
+        corrupt_check_time: Duration = Duration::from_secs(3600),
         /// `--compact-hash-check-time`.
         compact_hash_check_time: Duration = Duration::from_secs(60),
         /// `--log-*`.
