@@ -490,3 +490,6 @@ impl Consensus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
