@@ -38,6 +38,11 @@ const MISSED: u64 = 8_000;
 const MISSED_AT_ONCE: usize = 64;
 /// Real etcds keep their whole log for so long after they have sent a snapshot.
 const LOG_KEPT: Duration = Duration::from_secs(31);
+/// How long after it the two members' metrics may take to show a snapshot.
+const COUNTED_WITHIN: Duration = Duration::from_secs(10);
+/// What a member counts when it has sent a snapshot, and when it has received one.
+const SENT: &str = "etcd_network_snapshot_send_success";
+const RECEIVED: &str = "etcd_network_snapshot_receive_success";
 /// How many changes a difference shows.
 const CHANGES_SHOWN: usize = 8;
 /// Revisions at which checksums are compared at the end of a stretch.
@@ -100,7 +105,7 @@ impl fmt::Display for Report {
 pub async fn run(settings: &Settings) -> Result<Report, String> {
     let begun = Instant::now();
     let mut setup = Setup::new(settings.members.clone());
-    setup.flags.extend(["--log-level=warn".into(), format!("--snapshot-count={SNAPSHOT_COUNT}").into()]);
+    setup.flags.extend(["--log-level=info".into(), format!("--snapshot-count={SNAPSHOT_COUNT}").into()]);
     let cluster = Cluster::start(setup).map_err(text)?;
     let mut clients = Vec::new();
     let mut versions = Vec::new();
@@ -325,16 +330,20 @@ impl Run<'_> {
             self.written(Some(written))?;
         }
         let started = Instant::now();
-        let sent = self.count_of(leader, "etcd_network_snapshot_send_success");
+        let sent = self.count_of(leader, SENT);
         self.cluster.restart(behind).map_err(text)?;
         self.clients[behind] = self.cluster.client(behind).await.map_err(text)?;
         self.same_history().await?;
         let took = started.elapsed();
-        let sent = self.count_of(leader, "etcd_network_snapshot_send_success") - sent;
-        let received = self.count_of(behind, "etcd_network_snapshot_receive_success");
         let way = format!("node{} (leader) to node{}", leader + 1, behind + 1);
-        if sent + received == 0.0 {
-            return Err(format!("{way}: caught up without a snapshot, as far as the two members' metrics tell"));
+        // The sender counts when it has read the receiver's answer, which may be after the snapshot has had its effect.
+        let counted_by = Instant::now() + COUNTED_WITHIN;
+        while self.count_of(leader, SENT) + self.count_of(behind, RECEIVED) == sent {
+            if Instant::now() > counted_by {
+                let led = self.cluster.leader().await;
+                return Err(format!("{way}: caught up without a snapshot, say the metrics of both; {led:?} leads"));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         self.last_snapshot.insert(leader, Instant::now());
         self.report.snapshots.push((way, took));
