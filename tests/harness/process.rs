@@ -349,12 +349,12 @@ impl Drop for Server {
     }
 }
 
-/// One HTTP/1.1 GET without a client library, so that a broken server cannot confuse it: the whole answer as text, at
-/// most 1 MiB.
+/// One GET without a client library, so that a broken server cannot confuse it: the whole answer as text, at most 1 MiB.
+/// It is of HTTP/1.0, which has no chunks that could cut a line in two.
 pub fn http_get(server: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut socket = TcpStream::connect_timeout(&server, Duration::from_secs(2))?;
     socket.set_read_timeout(Some(Duration::from_secs(8)))?;
-    write!(socket, "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
+    write!(socket, "GET {path} HTTP/1.0\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     socket.take(1 << 20).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
