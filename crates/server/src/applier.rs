@@ -44,6 +44,21 @@ pub(crate) fn snapshot_file_name(index: u64) -> String {
     format!("{index:016x}.snap.db")
 }
 
+/// Removes received bbolt files up to this index: installed, or overtaken before they could be.
+pub(crate) fn remove_received(disk: &dyn Disk, dir: &Path, index: u64) {
+    let names = disk.list(dir).unwrap_or_default();
+    for name in names.iter().filter(|name| received_index(name).is_some_and(|of| of <= index)) {
+        if let Err(error) = disk.remove(&dir.join(name)) {
+            tracing::warn!(%error, file = name, "cannot remove a snapshot that is no longer needed");
+        }
+    }
+}
+
+/// The index in the name of a received bbolt file.
+pub(crate) fn received_index(name: &str) -> Option<u64> {
+    u64::from_str_radix(name.strip_suffix(".snap.db")?, 16).ok()
+}
+
 /// Replaces the state by the bbolt file at `path`, which came with this snapshot.
 pub(crate) fn install_file(
     disk: &dyn Disk,
@@ -352,9 +367,7 @@ impl Runner {
         node.applied.store(self.applier.applied(), Ordering::SeqCst);
         gate.clone_from(&self.applier.conf_state);
         drop(gate);
-        if let Err(error) = node.disk.remove(&path) {
-            tracing::warn!(error = %error, path = %path.display(), "cannot remove an installed snapshot");
-        }
+        remove_received(node.disk.as_ref(), &node.settings.snap_dir, snapshot.index);
         node.last_snapshot.store(snapshot.index, Ordering::Release);
         node.membership_replaced();
         tracing::info!("snapshot-index" = snapshot.index, "current-rev" = node.state_revision(), "applied snapshot");

@@ -408,7 +408,7 @@ fn install_received(
         .list(snap_dir)
         .unwrap_or_default()
         .iter()
-        .filter_map(|name| u64::from_str_radix(name.strip_suffix(".snap.db")?, 16).ok())
+        .filter_map(|name| applier::received_index(name))
         .filter(|index| *index > mark.index)
         .collect();
     if received.is_empty() {
@@ -425,9 +425,7 @@ fn install_received(
         .ok_or_else(|| BootError::Mismatch(format!("there is no .snap file for {}", path.display())))?;
     let installed = applier::install_file(disk.as_ref(), state, &path, &snap).map_err(failed)?;
     *mark = installed.mark;
-    if let Err(error) = disk.remove(&path) {
-        tracing::warn!(%error, path = %path.display(), "cannot remove an installed snapshot");
-    }
+    applier::remove_received(disk.as_ref(), snap_dir, newest.index);
     Ok(())
 }
 

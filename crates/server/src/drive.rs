@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use api::Member as _;
+use proto::raftpb;
 
 use crate::applier::{self, ApplyJob};
 use crate::consensus::{Consensus, Event, Outbox};
@@ -83,10 +84,12 @@ impl Node {
         self.drive();
     }
 
-    /// The log's thread reports a sync. What that commits it applies itself when it is little: the client's answer then
-    /// has one thread less on its way.
-    pub(crate) fn persisted(&self, number: u64) {
+    /// The log's thread reports a sync; what was promised for it leaves. What that commits it applies itself when it is
+    /// little: the client's answer then has one thread less on its way.
+    pub(crate) fn persisted(&self, number: u64, promises: Vec<raftpb::Message>) {
+        // The receipt is queued before anybody can answer a promise, and so is handled before any such answer.
         self.raft_queue.push(Event::Persisted(number));
+        self.send(promises);
         self.run_core();
         applier::apply_little(self);
         self.apply_queue.wake();

@@ -120,7 +120,6 @@ fn append(node: &Node, wal: &mut Wal, batch: LogBatch) -> Result<(), LogError> {
     if let Some(received) = received {
         node.apply_queue.push(ApplyJob::Install(received));
     }
-    node.persisted(batch.number);
-    node.send(batch.promises);
+    node.persisted(batch.number, batch.promises);
     Ok(())
 }
