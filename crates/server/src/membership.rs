@@ -41,9 +41,9 @@ impl Node {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let id = members::added_member_id(&peer_urls, i64::try_from(seconds).unwrap_or(0));
         let member = Member { id, peer_urls, is_learner, ..Member::default() };
-        if self.settings.strict_reconfig_check && !is_learner {
+        if self.settings.strict_reconfig_check {
             let voters = self.voters();
-            if !enough_started(&voters, Some(&member)) {
+            if !is_learner && !enough_started(&voters, Some(&member)) {
                 tracing::warn!("rejecting member add request; not enough healthy members");
                 return Err(Error::MemberNotEnoughStarted);
             }
