@@ -1,0 +1,50 @@
+//! `etcdctl`: etcd's command line client. Commands, texts and exit codes are etcd's, so that scripts go on working.
+
+mod call;
+mod cli;
+mod command;
+mod discovery;
+mod flags;
+mod go;
+mod output;
+mod terminal;
+
+use call::{Call, Failure, exit};
+use cli::Asked;
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let environment: BTreeMap<String, String> = std::env::vars_os()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+        .filter(|(name, _)| name.starts_with("ETCDCTL_"))
+        .collect();
+    if environment.get("ETCDCTL_API").is_some_and(|version| version == "2") {
+        eprintln!("Error: ETCDCTL_API=2 is not supported yet");
+        return ExitCode::from(exit::BAD_FEATURE);
+    }
+    match cli::find(&command::ROOT, &words).ask() {
+        Asked::Help(text) => terminal::print(text.as_bytes()),
+        Asked::Mistake(text) => {
+            eprint!("{text}");
+            return ExitCode::from(exit::ERROR);
+        }
+        Asked::Run(run, parsed) => {
+            let mut call = Call::new(*parsed, environment);
+            let done = call.take_environment().and_then(|()| {
+                if call.parsed.is("debug") {
+                    call.show_settings();
+                }
+                run(&call)
+            });
+            if let Err(Failure { code, text }) = done {
+                if let Some(text) = text {
+                    eprintln!("Error: {text}");
+                }
+                return ExitCode::from(code);
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
