@@ -94,6 +94,8 @@ pub struct Found {
     pub path: Vec<&'static Command>,
     /// All words but the command's.
     pub words: Vec<String>,
+    /// Whether it was asked for with `help` in front.
+    wants_help: bool,
 }
 
 /// What a command line comes to.
@@ -108,9 +110,14 @@ pub enum Asked {
 
 /// Finds the command in `words`. Flags may stand before it.
 pub fn find(root: &'static Command, words: &[String]) -> Found {
-    let mut found = Found { path: vec![root], words: words.to_vec() };
+    let mut found = Found { path: vec![root], words: words.to_vec(), wants_help: false };
     loop {
         let Some(at) = first_argument(&found) else { return found };
+        if found.path.len() == 1 && !found.wants_help && found.words[at] == "help" {
+            found.words.remove(at);
+            found.wants_help = true;
+            continue;
+        }
         let Some(next) = found.command().find(&found.words[at]) else { return found };
         found.words.remove(at);
         found.path.push(next);
@@ -157,6 +164,9 @@ impl Found {
 
     /// Reads the flags and decides what is to be done.
     pub fn ask(&self) -> Asked {
+        if self.wants_help {
+            return Asked::Help(self.help());
+        }
         if let [root] = self.path[..]
             && let Some(at) = first_argument(self)
         {

@@ -1,9 +1,16 @@
 //! The commands.
 
+mod auth;
+mod check;
 mod endpoint;
 mod kv;
 mod lease;
+mod lock;
+mod maintenance;
 mod member;
+mod mirror;
+mod misc;
+mod snapshot;
 mod txn;
 mod watch;
 mod words;
@@ -22,10 +29,26 @@ pub static ROOT: Command = Command {
         kv::DEL,
         txn::TXN,
         kv::COMPACTION,
+        maintenance::ALARM,
+        maintenance::DEFRAG,
         endpoint::ENDPOINT,
+        maintenance::MOVE_LEADER,
         watch::WATCH,
+        misc::VERSION_COMMAND,
         lease::LEASE,
         member::MEMBER,
+        snapshot::SNAPSHOT,
+        mirror::MAKE_MIRROR,
+        lock::LOCK,
+        lock::ELECT,
+        auth::AUTH,
+        auth::USER,
+        auth::ROLE,
+        check::CHECK,
+        misc::COMPLETION,
+        maintenance::DOWNGRADE,
+        misc::OPTIONS,
+        misc::COMPLETE,
     ],
     ..Command::NONE
 };

@@ -253,7 +253,7 @@ macro_rules! show_done {
     ($printer:expr, $answer:expr, $($text:tt)*) => {
         $printer.show(&$crate::output::Done {
             text: format!($($text)*),
-            message: $answer,
+            message: &$answer,
             header: $answer.header.as_ref(),
             has_fields: true,
             go_type: None,
