@@ -363,7 +363,6 @@ impl Runner {
         let mut gate = node.between_entries.lock();
         node.metrics.snapshot_apply_in_progress.set(1);
         self.applier.install(node.disk.as_ref(), &path, snapshot)?;
-        node.metrics.snapshot_apply_in_progress.set(0);
         node.applied.store(self.applier.applied(), Ordering::SeqCst);
         gate.clone_from(&self.applier.conf_state);
         drop(gate);

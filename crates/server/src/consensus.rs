@@ -100,6 +100,8 @@ pub(crate) struct Consensus {
     driver: Driver,
     /// Proposals that arrived in this turn; proposed as one message.
     batch: Vec<Bytes>,
+    /// What this member has decided as the leader of a term.
+    decisions: Vec<(Bytes, u64)>,
     /// Proposals that arrived while there was no leader.
     held: VecDeque<Bytes>,
     /// Reads that no read index has been asked for yet, with the tick of their arrival.
@@ -153,6 +155,7 @@ impl Consensus {
         Self {
             driver,
             batch: Vec::new(),
+            decisions: Vec::new(),
             held: VecDeque::new(),
             reads: Vec::new(),
             asked: BTreeMap::new(),
@@ -192,12 +195,7 @@ impl Consensus {
         match event {
             Event::Propose(data) => self.batch.push(data),
             Event::Read(reply) => self.reads.push((self.ticks, reply)),
-            Event::ProposeAsLeader(data, term) => {
-                let status = self.driver.status();
-                if status.role == Role::Leader && status.term == term {
-                    self.batch.push(data);
-                }
-            }
+            Event::ProposeAsLeader(data, term) => self.decisions.push((data, term)),
             Event::ProposeConfChange(data, id) => self.conf_changes.push((data, id)),
             Event::Persisted(number) => {
                 self.driver.persisted(number);
@@ -409,6 +407,10 @@ impl Consensus {
 
     fn propose_batch(&mut self) {
         let status = self.driver.status();
+        // Looked at only now, when all that has happened is known: a member that was paused finds out in one turn what it
+        // would have decided as the leader, and that it has not been one for long.
+        let leads = |term: u64| status.role == Role::Leader && status.term == term && status.transfer_to == 0;
+        self.batch.extend(self.decisions.drain(..).filter(|(_, term)| leads(*term)).map(|(data, _)| data));
         // A leader that hands over takes nothing more; its successor will.
         let can_propose = status.leader != 0 && status.transfer_to == 0;
         if can_propose && !self.held.is_empty() {

@@ -68,12 +68,15 @@ impl Local for Link {
     }
 
     fn removed(&self, by: u64) {
-        tracing::warn!(
-            "local-member-id" = %format!("{:x}", self.0.identity.member_id),
-            "remote-peer-id" = %format!("{by:x}"),
-            "a peer says that this member was removed from the cluster"
-        );
-        self.0.leave();
+        // Told again at every attempt to connect.
+        if !self.0.leaving.load(Ordering::SeqCst) {
+            tracing::warn!(
+                "local-member-id" = %format!("{:x}", self.0.identity.member_id),
+                "remote-peer-id" = %format!("{by:x}"),
+                "a peer says that this member was removed from the cluster"
+            );
+            self.0.leave();
+        }
     }
 
     fn is_removed(&self, id: u64) -> bool {

@@ -294,6 +294,31 @@ fn what_a_leader_decided_is_not_handed_to_the_next_one() {
     }
 }
 
+/// Found by a fault run: a leader was paused, and its clock found leases expired that its successor had renewed.
+#[test]
+fn a_leader_that_wakes_up_deposed_hands_nothing_of_its_own_to_its_successor() {
+    let mut cluster = Cluster::new();
+    let leader = cluster.leader();
+    let term = cluster.member(leader).consensus.status().term;
+    let (a, b) = Cluster::others(leader);
+    // Paused: the others elect, and what they send it piles up.
+    cluster.member(leader).is_dead = true;
+    cluster.tick(4 * LIMITS.election);
+    let next = cluster.member(a).consensus.status().leader;
+    assert!(next == a || next == b);
+    // It wakes up: both are in the same turn, its own decision first.
+    cluster.member(leader).is_dead = false;
+    cluster.member(leader).consensus.handle(Event::ProposeAsLeader(Bytes::from_static(b"revoke"), term));
+    cluster.member(next).consensus.handle(Event::Tick);
+    let heartbeats = cluster.member(next).turn();
+    assert!(cluster.deliver(heartbeats));
+    cluster.tick(5);
+    assert_eq!(cluster.leader(), next);
+    for id in MEMBERS {
+        assert!(cluster.member(id).log.is_empty());
+    }
+}
+
 #[test]
 fn a_dead_leader_is_replaced_without_waiting_for_a_timeout() {
     let mut cluster = Cluster::new();
