@@ -454,9 +454,10 @@ impl Member for Node {
     }
 
     fn lease_renew(&self, id: i64, reply: Reply) {
-        match self.renew_here(id) {
+        let here = if self.read_is_local() { self.renew_here(id) } else { None };
+        match here {
             Some(outcome) => reply.send(outcome.map(Answer::Renewed)),
-            None => self.forward_renewal(id, reply),
+            None => self.renew_lease(id, reply),
         }
     }
 

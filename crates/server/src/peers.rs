@@ -147,7 +147,7 @@ impl Local for Link {
     fn renew_lease(&self, id: i64) -> BoxFuture<Result<i64, LeaseError>> {
         let node = Arc::clone(&self.0);
         Box::pin(async move {
-            match node.renew_here(id) {
+            match node.renew_as_leader(id).await {
                 None => Err(LeaseError::NotPrimary),
                 Some(Ok(0)) => Err(LeaseError::NotFound),
                 Some(Ok(ttl)) => Ok(ttl),
@@ -304,7 +304,7 @@ impl Node {
         self.snapshots_out.load(Ordering::SeqCst) > 0 || self.now_ms() < self.keep_log_until_ms.load(Ordering::SeqCst)
     }
 
-    /// Renews a lease if this member leads; `Ok(0)` if there is no such lease.
+    /// Renews a lease if this member leads, as far as it knows; `Ok(0)` if there is no such lease.
     pub(crate) fn renew_here(&self, id: i64) -> Option<Result<i64, Error>> {
         if !self.is_leader() {
             return None;
@@ -321,6 +321,18 @@ impl Node {
         }
     }
 
+    /// Renews a lease if this member leads, and knows it for certain: one that was paused or cut off may have a successor,
+    /// at which the lease goes on running out.
+    pub(crate) async fn renew_as_leader(&self, id: i64) -> Option<Result<i64, Error>> {
+        if !self.is_leader() {
+            return None;
+        }
+        if !self.read_is_local() {
+            ask(|reply| self.read_index(reply)).await.ok()?;
+        }
+        self.renew_here(id)
+    }
+
     /// What is known of a lease if this member leads.
     pub(crate) fn time_to_live_here(&self, id: i64, keys: bool) -> Option<TimeToLive> {
         if !self.is_leader() {
@@ -332,15 +344,24 @@ impl Node {
         })
     }
 
-    /// Renews a lease through the leader.
-    pub(crate) fn forward_renewal(&self, id: i64, reply: Reply) {
+    /// Renews a lease, here or through the leader.
+    pub(crate) fn renew_lease(&self, id: i64, reply: Reply) {
         self.in_background(reply, move |node| async move {
-            let here = |node: &Node| node.renew_here(id);
             let there = move |caller: Caller, url: String| async move { caller.renew_lease(&url, id).await };
-            match node.at_leader(here, there).await {
-                Ok(ttl) => Ok(Answer::Renewed(ttl)),
-                Err(Error::LeaseNotFound) => Ok(Answer::Renewed(0)),
-                Err(error) => Err(error),
+            let until = node.now_ms() + node.settings.limits.request_timeout_ms;
+            loop {
+                if let Some(outcome) = node.renew_as_leader(id).await {
+                    return outcome.map(Answer::Renewed);
+                }
+                let here = |node: &Node| node.is_leader().then_some(Err(Error::LeaderChanged));
+                match node.at_leader(here, there).await {
+                    Ok(ttl) => return Ok(Answer::Renewed(ttl)),
+                    Err(Error::LeaseNotFound) => return Ok(Answer::Renewed(0)),
+                    // Elected meanwhile, or not yet ready to renew.
+                    Err(Error::LeaderChanged) if node.now_ms() < until => tokio::time::sleep(RETRY).await,
+                    Err(Error::LeaderChanged) => return Err(node.timeout_error()),
+                    Err(error) => return Err(error),
+                }
             }
         });
     }
