@@ -74,10 +74,7 @@ impl Slot {
             }
             Err(reason) => {
                 self.set(State { channel: None, failed_at: Some(Instant::now()) });
-                if let Some(tell) = &config.on_trouble {
-                    tell(self.endpoint.as_str(), &reason);
-                }
-                Err(format!("{}: {reason}", self.endpoint.as_str()))
+                Err(reason)
             }
         }
     }
@@ -92,11 +89,12 @@ impl Pool {
         Pool { slots, turn: AtomicUsize::new(start), config }
     }
 
-    /// A connection to whichever endpoint is next and answers, or the reason why the last one did not.
+    /// A connection to whichever endpoint is next and answers, or why the last of them did not. Trouble is only told when
+    /// no endpoint answers: a call that another member takes over is not worth a word.
     pub async fn pick(&self) -> Result<Picked, String> {
         let mut waiting = self.in_turn().into_iter().peekable();
         let mut attempts = JoinSet::new();
-        let mut failure = String::new();
+        let mut failures: Vec<(String, String)> = Vec::new();
         loop {
             if let Some(slot) = waiting.next() {
                 if let Some(channel) = slot.channel() {
@@ -104,21 +102,31 @@ impl Pool {
                 }
                 let config = self.config.clone();
                 attempts.spawn(async move {
-                    let connected = slot.connect(&config).await;
-                    connected.map(|channel| Picked { channel, slot })
+                    match slot.connect(&config).await {
+                        Ok(channel) => Ok(Picked { channel, slot }),
+                        Err(reason) => Err((slot.endpoint.as_str().to_owned(), reason)),
+                    }
                 });
             }
             tokio::select! {
                 attempt = attempts.join_next() => match attempt {
                     Some(Ok(Ok(picked))) => return Ok(picked),
-                    Some(Ok(Err(reason))) => failure = reason,
-                    Some(Err(error)) => failure = error.to_string(),
-                    None if waiting.peek().is_none() => return Err(failure),
+                    Some(Ok(Err(failure))) => failures.push(failure),
+                    Some(Err(error)) => failures.push((String::new(), error.to_string())),
+                    None if waiting.peek().is_none() => return Err(self.tell(&failures)),
                     None => {}
                 },
                 () = tokio::time::sleep(HEAD_START), if waiting.peek().is_some() => {}
             }
         }
+    }
+
+    /// Tells of every endpoint that failed, and gives the last failure.
+    fn tell(&self, failures: &[(String, String)]) -> String {
+        if let Some(tell) = &self.config.on_trouble {
+            failures.iter().for_each(|(endpoint, reason)| tell(endpoint, reason));
+        }
+        failures.last().map(|(endpoint, reason)| format!("{endpoint}: {reason}")).unwrap_or_default()
     }
 
     /// The endpoints, beginning with whose turn it is; those that failed a moment ago last.

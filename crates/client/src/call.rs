@@ -197,7 +197,7 @@ impl Client {
                 Err(status) => status,
             };
             note(format!("{}: {}", picked.endpoint(), innermost(&status)));
-            let never_sent = self.note_trouble(&picked, &status);
+            let never_sent = note_trouble(&picked, &status);
             let may_repeat = class == Class::Repeatable && status.code() == Code::Unavailable && repeats < MAX_REPEATS;
             if !never_sent && !may_repeat {
                 return Err(status.into());
@@ -206,19 +206,16 @@ impl Client {
             tokio::time::sleep(PAUSE).await;
         }
     }
+}
 
-    /// Gives a broken connection up. True if the request surely did not arrive.
-    fn note_trouble(&self, picked: &Picked, status: &Status) -> bool {
-        // Of a connection that could not be made again nothing but the words is left in some cases.
-        let never_sent = has_source::<ConnectError>(status) || status.message().starts_with("Service was not ready");
-        if never_sent || has_source::<tonic::transport::Error>(status) || has_source::<std::io::Error>(status) {
-            picked.give_up();
-            if let Some(tell) = &self.shared.config.on_trouble {
-                tell(picked.endpoint(), &innermost(status));
-            }
-        }
-        never_sent
+/// Gives a broken connection up. True if the request surely did not arrive.
+fn note_trouble(picked: &Picked, status: &Status) -> bool {
+    // Of a connection that could not be made again nothing but the words is left in some cases.
+    let never_sent = has_source::<ConnectError>(status) || status.message().starts_with("Service was not ready");
+    if never_sent || has_source::<tonic::transport::Error>(status) || has_source::<std::io::Error>(status) {
+        picked.give_up();
     }
+    never_sent
 }
 
 /// The words of the innermost error behind a status.

@@ -49,7 +49,7 @@ pub struct Credentials {
     pub password: String,
 }
 
-/// Told when an endpoint cannot be reached: its name and the reason.
+/// Told when no endpoint can be reached: of each its name and the reason.
 pub type OnTrouble = Arc<dyn Fn(&str, &str) + Send + Sync>;
 
 /// How to reach a cluster.

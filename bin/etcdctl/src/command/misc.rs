@@ -105,8 +105,13 @@ fn script(text: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-pub const COMPLETE: Command =
-    Command { name: "__complete", group: Group::Hidden, run: Some(complete), ..Command::NONE };
+pub const COMPLETE: Command = Command {
+    name: "__complete",
+    group: Group::Hidden,
+    about: "Says what may come next, for the completion scripts",
+    run: Some(complete),
+    ..Command::NONE
+};
 
 fn complete(call: &Call) -> Result<(), Failure> {
     candidates(&call.parsed.args).iter().for_each(|candidate| terminal::say(candidate));

@@ -49,7 +49,8 @@ impl Show for Role<'_> {
     fn fields(&self, out: &mut Lines) -> Result<(), Unsupported> {
         out.header(self.answer.header.as_ref());
         for permission in &self.answer.perm {
-            out.field("PermType", permission.perm_type().as_str_name());
+            // Two blanks: etcdctl prints it so.
+            out.line(format_args!("\"PermType\" :  {}", permission.perm_type().as_str_name()));
             out.quoted("Key", &permission.key);
             out.quoted("RangeEnd", &permission.range_end);
         }
