@@ -124,20 +124,18 @@ impl Client {
     }
 
     /// Makes a call as often as `class` allows until it is answered. Gets a new token once if the old one is refused.
-    pub(crate) fn run<R, F, Fut>(&self, class: Class, method: F) -> impl Future<Output = Result<R, Error>> + Send
+    pub(crate) async fn run<R, F, Fut>(&self, class: Class, method: F) -> Result<R, Error>
     where
         R: Send,
         F: Fn(Channel, Envelope) -> Fut + Send + Sync,
         Fut: Future<Output = Result<Response<R>, Status>> + Send,
     {
-        async move {
-            match self.run_once_authenticated(class, true, &method).await {
-                Err(error) if self.shared.config.credentials.is_some() && is_about_the_token(&error) => {
-                    self.log_in().await?;
-                    self.run_once_authenticated(class, true, &method).await
-                }
-                outcome => outcome,
+        match self.run_once_authenticated(class, true, &method).await {
+            Err(error) if self.shared.config.credentials.is_some() && is_about_the_token(&error) => {
+                self.log_in().await?;
+                self.run_once_authenticated(class, true, &method).await
             }
+            outcome => outcome,
         }
     }
 

@@ -97,8 +97,10 @@ fn lock(call: &Call) -> Result<(), Failure> {
                 // The child is waited for on a thread of its own, so that the lease goes on being renewed meanwhile. It
                 // belongs to our process group and gets Ctrl-C itself.
                 let waited = tokio::task::spawn_blocking(move || child.wait()).await;
-                let ended =
-                    waited.map_err(io::Error::other).flatten().map_err(|error| Failure::new(exit::IO, error))?;
+                let ended = waited
+                    .map_err(io::Error::other)
+                    .and_then(|ended| ended)
+                    .map_err(|error| Failure::new(exit::IO, error))?;
                 status = ended.code().or(ended.signal().map(|number| 128 + number)).unwrap_or(1);
             }
         }

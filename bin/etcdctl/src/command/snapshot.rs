@@ -93,7 +93,7 @@ async fn fetch(client: &Client, path: &str) -> Result<String, String> {
         terminal::progress("snapshot", size, size + answer.remaining_bytes, &go::human_bytes);
     }
     terminal::end_progress();
-    if !tail.is_whole() {
+    if !tail.ends_well() {
         return Err(format!(
             "sha256 checksum not found or wrong [bytes: {size}]: the snapshot is damaged or incomplete"
         ));
@@ -126,7 +126,7 @@ impl SumTail {
         self.held.drain(..summed);
     }
 
-    fn is_whole(self) -> bool {
+    fn ends_well(self) -> bool {
         self.sum.finalize().as_slice() == self.held
     }
 }
@@ -140,7 +140,7 @@ mod tests {
         let whole = |pieces: &[&[u8]]| {
             let mut tail = SumTail::default();
             pieces.iter().for_each(|piece| tail.take(piece));
-            tail.is_whole()
+            tail.ends_well()
         };
         let sum = Sha256::digest(b"content");
         assert!(whole(&[b"con", b"tent", &sum[..5], &sum[5..]]));
