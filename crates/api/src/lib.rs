@@ -22,6 +22,7 @@ pub mod member;
 pub mod metrics;
 pub mod ops;
 pub mod status;
+pub mod v2;
 pub mod worker;
 
 pub use conn::{serve_connection, serve_metrics};
@@ -31,4 +32,5 @@ pub use member::{
 };
 pub use metrics::Metrics;
 pub use ops::HttpOptions;
+pub use v2::{FollowerStats, MessageRate, SelfStats};
 pub use worker::{Shared, Worker};

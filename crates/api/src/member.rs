@@ -6,9 +6,11 @@
 
 use bytes::Bytes;
 use proto::etcdserverpb::InternalRaftRequest;
+use proto::v2pb;
 use state::Error;
 
 use crate::mailbox::Reply;
+use crate::v2::{FollowerStats, SelfStats};
 
 /// What comes back through a [`Reply`].
 pub type Outcome = Result<Answer, Error>;
@@ -266,6 +268,28 @@ pub trait Member: Send + Sync + 'static {
     fn downgrade(&self, action: i32, version: String, reply: Reply) {
         let _ = (action, version);
         reply.send(Err(Error::Unimplemented("Downgrade".into())));
+    }
+
+    /// Proposes a request of the v2 API; the member gives it its ID. Answered like [`Member::propose`], with
+    /// [`state::Response::V2`].
+    fn propose_v2(&self, request: v2pb::Request, reply: Reply) {
+        let _ = request;
+        reply.send(Err(Error::Unimplemented("the v2 API".into())));
+    }
+
+    /// Committed raft index; called for every answer of the v2 API.
+    fn raft_index(&self) -> u64 {
+        self.status().raft_index
+    }
+
+    /// What `/v2/stats/self` shows.
+    fn self_stats(&self) -> SelfStats {
+        SelfStats::default()
+    }
+
+    /// What `/v2/stats/leader` shows; asked on the leader only.
+    fn follower_stats(&self) -> Vec<FollowerStats> {
+        Vec::new()
     }
 
     /// The CRC-32C over the whole database as `Maintenance.Hash` defines it.

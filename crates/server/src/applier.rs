@@ -107,8 +107,8 @@ pub(crate) struct SnapshotPlan {
     pub(crate) index: u64,
     pub(crate) term: u64,
     pub(crate) conf_state: raftpb::ConfState,
-    /// The v2 store in etcd's JSON: membership and cluster version.
-    pub(crate) data: Vec<u8>,
+    /// The v2 tree, which also says who the members are. It becomes JSON where nobody waits for it.
+    pub(crate) v2: state::v2::Image,
 }
 
 impl Applier {
@@ -188,15 +188,12 @@ impl Applier {
         self.applied = installed.mark.index;
         self.snapshot_index = snapshot.index;
         self.conf_state = snapshot.conf_state.clone();
-        if installed.has_v2_keys {
-            tracing::info!("the snapshot holds v2 keys; they are kept");
-        }
         Ok(())
     }
 
     fn plan_snapshot(&mut self, index: u64, term: u64) -> Result<SnapshotPlan, Fatal> {
         self.state.flush()?;
-        Ok(SnapshotPlan { index, term, conf_state: self.conf_state.clone(), data: self.reader.v2_snapshot_json() })
+        Ok(SnapshotPlan { index, term, conf_state: self.conf_state.clone(), v2: self.reader.v2().image() })
     }
 
     pub(crate) fn flush(&mut self) -> Result<(), Fatal> {

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use api::{Answer, Identity, Limits, Member, MemberChange, Metrics, PeerTraffic, Reply, SnapshotSource, Status};
+use api::{
+    Answer, Identity, Limits, Member, MemberChange, Metrics, PeerTraffic, Reply, SelfStats, SnapshotSource, Status,
+};
 use disk::Disk;
 use parking_lot::{Condvar, Mutex};
 use prost::Message as _;
 use proto::etcdserverpb as pb;
-use proto::{membershippb, raftpb};
+use proto::{membershippb, raftpb, v2pb};
 use state::{Error, Reader};
 
 use crate::applier::{ApplyJob, Runner};
@@ -98,6 +100,9 @@ pub(crate) struct Node {
     pub(crate) committed: AtomicU64,
     pub(crate) term: AtomicU64,
     pub(crate) leader: AtomicU64,
+    /// Since when it leads, in nanoseconds since 1970; and since when this member runs. Only shown.
+    pub(crate) leader_since_ns: AtomicI64,
+    started_ns: i64,
     pub(crate) learner: AtomicBool,
     /// See [`Member::read_is_local`].
     pub(crate) local_reads: AtomicBool,
@@ -170,6 +175,8 @@ impl Node {
             ids: IdGenerator::new(identity.member_id),
             term: AtomicU64::new(0),
             leader: AtomicU64::new(0),
+            leader_since_ns: AtomicI64::new(0),
+            started_ns: wall_clock_ns(),
             learner: AtomicBool::new(false),
             local_reads: AtomicBool::new(false),
             reads_wait_for_apply: AtomicBool::new(false),
@@ -285,6 +292,17 @@ impl Node {
         self.tell(Event::Propose(request.encode_to_vec().into()));
     }
 
+    /// Proposes that v2 nodes which have expired by now are removed, if this member still leads.
+    pub(crate) fn propose_v2_sync(&self) {
+        let request = v2pb::Request {
+            id: Some(self.ids.next()),
+            method: Some("SYNC".into()),
+            time: Some(wall_clock_ns()),
+            ..Default::default()
+        };
+        self.tell(Event::ProposeAsLeader(request.encode_to_vec().into(), self.term()));
+    }
+
     /// Proposes what only a leader may decide. It is forgotten if this member no longer leads.
     pub(crate) fn propose_as_leader(&self, mut request: pb::InternalRaftRequest) {
         request.header = Some(pb::RequestHeader { id: self.ids.next(), ..Default::default() });
@@ -352,19 +370,9 @@ impl Node {
     }
 }
 
-impl Member for Node {
-    fn propose(&self, mut request: pb::InternalRaftRequest, reply: Reply) {
-        let committed = self.committed.load(Ordering::Acquire);
-        let backlog = committed.saturating_sub(self.applied.load(Ordering::Acquire));
-        if let Some(error) = self.refuse(&request, backlog) {
-            return reply.send(Err(error));
-        }
-        let id = self.ids.next();
-        request.header = Some(pb::RequestHeader { id, ..request.header.take().unwrap_or_default() });
-        let data = request.encode_to_vec();
-        if data.len() > self.settings.limits.max_request_bytes {
-            return reply.send(Err(Error::RequestTooLarge));
-        }
+impl Node {
+    /// Hands an encoded entry to consensus; `reply` waits for it to be applied.
+    fn propose_encoded(&self, id: u64, data: Vec<u8>, reply: Reply) {
         let deadline_ms = self.now_ms() + self.settings.limits.request_timeout_ms;
         if let Err(reply) = self.waiters.add(id, reply, deadline_ms, data.len()) {
             return reply.send(Err(Error::RequestTooManyRequests));
@@ -376,6 +384,48 @@ impl Member for Node {
                 PushError::Full => Error::RequestTooManyRequests,
                 PushError::Closed => Error::Stopped,
             }));
+        }
+    }
+
+    fn apply_backlog(&self) -> u64 {
+        let committed = self.committed.load(Ordering::Acquire);
+        committed.saturating_sub(self.applied.load(Ordering::Acquire))
+    }
+}
+
+impl Member for Node {
+    fn propose(&self, mut request: pb::InternalRaftRequest, reply: Reply) {
+        if let Some(error) = self.refuse(&request, self.apply_backlog()) {
+            return reply.send(Err(error));
+        }
+        let id = self.ids.next();
+        request.header = Some(pb::RequestHeader { id, ..request.header.take().unwrap_or_default() });
+        let data = request.encode_to_vec();
+        if data.len() > self.settings.limits.max_request_bytes {
+            return reply.send(Err(Error::RequestTooLarge));
+        }
+        self.propose_encoded(id, data, reply);
+    }
+
+    fn propose_v2(&self, mut request: v2pb::Request, reply: Reply) {
+        if let Some(error) = self.refuse(&pb::InternalRaftRequest::default(), self.apply_backlog()) {
+            return reply.send(Err(error));
+        }
+        let id = self.ids.next();
+        request.id = Some(id);
+        self.propose_encoded(id, request.encode_to_vec(), reply);
+    }
+
+    fn raft_index(&self) -> u64 {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    fn self_stats(&self) -> SelfStats {
+        SelfStats {
+            name: self.settings.attributes.name.clone(),
+            started_ns: self.started_ns,
+            leader_since_ns: self.leader_since_ns.load(Ordering::Relaxed),
+            ..SelfStats::default()
         }
     }
 
@@ -509,6 +559,12 @@ impl Member for Node {
         self.upkeep_queue.push(UpkeepJob::Wake);
         reply.send(Ok(Answer::Done));
     }
+}
+
+/// Nanoseconds since 1970.
+pub(crate) fn wall_clock_ns() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// Request IDs: two bytes of the member's ID, five of the time in milliseconds, one counter; each is the one before plus 1,

@@ -120,7 +120,11 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     let shared = Arc::new(api::Shared {
         member: Arc::clone(&node) as Arc<dyn api::Member>,
         metrics,
-        http: HttpOptions { cors: config.cors.clone(), host_whitelist: config.host_whitelist.clone() },
+        http: HttpOptions {
+            cors: config.cors.clone(),
+            host_whitelist: config.host_whitelist.clone(),
+            v2: config.enable_v2,
+        },
         closing,
     });
     let workers =

@@ -82,7 +82,7 @@ pub(crate) fn take_over(
         "took over the data of an etcd; its db file is not needed any more"
     );
     if installed.has_v2_keys {
-        tracing::warn!("the etcd had keys in its v2 store; they are kept, but not served");
+        tracing::info!("the keys in its v2 store are taken over as well");
     }
     Ok(Some(installed))
 }

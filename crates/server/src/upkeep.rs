@@ -34,6 +34,8 @@ const LEASE_MS: u64 = 500;
 const LEASES_PER_LOOK: usize = 500;
 /// Remaining TTLs of long leases are noted in the log this often.
 const CHECKPOINT_MS: u64 = 5 * 60 * 1000;
+/// The v2 tree is told the time this often, as in etcd.
+const V2_SYNC_MS: u64 = 500;
 /// Old files are removed this often.
 const PURGE_MS: u64 = 30_000;
 /// Waits are given up with this precision.
@@ -48,6 +50,7 @@ const IDLE: Duration = Duration::from_millis(100);
 pub(crate) struct Upkeep {
     pub(crate) compactor: Option<Compactor>,
     next_lease_ms: u64,
+    next_v2_sync_ms: u64,
     next_checkpoint_ms: u64,
     next_purge_ms: u64,
     next_expire_ms: u64,
@@ -61,6 +64,7 @@ impl Upkeep {
         Self {
             compactor,
             next_lease_ms: 0,
+            next_v2_sync_ms: 0,
             next_checkpoint_ms: CHECKPOINT_MS,
             next_purge_ms: PURGE_MS,
             next_expire_ms: 0,
@@ -133,6 +137,12 @@ impl Upkeep {
                     lease_revoke: Some(pb::LeaseRevokeRequest { id }),
                     ..Default::default()
                 });
+            }
+        }
+        if leading && now_ms >= self.next_v2_sync_ms {
+            self.next_v2_sync_ms = now_ms + V2_SYNC_MS;
+            if node.state().v2().has_ttls() {
+                node.propose_v2_sync();
             }
         }
         if leading && now_ms >= self.next_checkpoint_ms {
@@ -209,7 +219,7 @@ fn save_snapshot(node: &Arc<Node>, plan: SnapshotPlan) -> Result<(), Box<dyn std
     snap::save(
         node.disk.as_ref(),
         &node.settings.snap_dir,
-        &SnapFile { index: plan.index, term: plan.term, conf_state: conf_state.clone(), data: plan.data.into() },
+        &SnapFile { index: plan.index, term: plan.term, conf_state: conf_state.clone(), data: plan.v2.to_json().into() },
     )?;
     node.metrics.snap_save_total.observe(begun.elapsed().as_secs_f64());
     let mark = SnapshotMark { index: plan.index, term: plan.term, conf_state: Some(conf_state) };

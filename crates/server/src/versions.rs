@@ -189,10 +189,10 @@ impl Node {
         let request = v2pb::Request {
             id: Some(self.next_id()),
             method: Some("PUT".into()),
-            path: Some(path.into()),
-            val: Some(value.into()),
+            path: Some(path.to_owned().into()),
+            val: Some(value.to_owned().into()),
             dir: Some(false),
-            prev_value: Some(String::new()),
+            prev_value: Some(Default::default()),
             prev_index: Some(0),
             expiration: Some(0),
             wait: Some(false),

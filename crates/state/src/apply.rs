@@ -17,6 +17,7 @@ use crate::kv::write::WriteTxn;
 use crate::kv::{Failure, range, txn};
 use crate::members::{Attributes, Cluster, Planned, Row};
 use crate::reader::Shared;
+use crate::v2::{self, Touched, V2};
 use crate::watch::Feed;
 use crate::{Error, Lessor, Member, Reader, quota};
 
@@ -74,6 +75,8 @@ pub enum Response {
     LeaseRevoke(pb::LeaseRevokeResponse),
     LeaseCheckpoint(pb::LeaseCheckpointResponse),
     Alarm(pb::AlarmResponse),
+    /// To a request of the v2 API, whose refusals are answers of their own kind.
+    V2(Box<v2::Outcome>),
     /// For entries nobody waits for with more than "done": member attributes, versions, a leader's empty entry.
     None,
 }
@@ -148,12 +151,15 @@ impl State {
             }
         }
         let alarms = Alarms::restore(&store)?;
+        let mut writer = writer;
+        let v2 = restore_v2(&store, &mut writer, &cluster)?;
         let feed = Feed::new(&store);
         let quota_bytes = quota::limit(config.quota_bytes);
         let shared = Shared {
             store,
             lessor,
             feed,
+            v2,
             cluster: RwLock::new(cluster),
             alarms: RwLock::new(alarms),
             applied_term: AtomicU64::new(mark.term),
@@ -208,6 +214,8 @@ impl State {
         let shared = Arc::clone(&self.shared);
         let mut cluster = shared.cluster.write();
         let planned = cluster.plan(change).map_err(|what| Fatal::BadEntry { index, what })?;
+        shared.v2.membership_read();
+        let mut touched = Touched::default();
         self.advance(index, term);
         let planned = match planned {
             Ok(planned) => planned,
@@ -227,9 +235,18 @@ impl State {
         };
         let result = Ok(cluster.list());
         drop(cluster);
+        match &change {
+            MemberChange::Added(member) => shared.v2.add_member(member, &mut touched),
+            MemberChange::Promoted(member) | MemberChange::Updated(member) => {
+                shared.v2.update_member(member, &mut touched);
+            }
+            MemberChange::Removed(id) => shared.v2.remove_member(*id, &mut touched),
+            MemberChange::None => {}
+        }
         for row in rows {
             self.set_row(row)?;
         }
+        self.store_v2(&touched)?;
         self.conf_state = conf_state;
         self.mark();
         Ok(ConfChanged { request_id, change, result })
@@ -355,8 +372,7 @@ impl State {
             return self.alarm(request);
         }
         if let Some(request) = &request.cluster_version_set {
-            let row = self.shared.cluster.write().set_version(&request.ver);
-            self.set_row(row)?;
+            self.set_version(&request.ver)?;
             return Ok(Response::None);
         }
         if let Some(request) = &request.cluster_member_attr_set {
@@ -455,26 +471,49 @@ impl State {
     }
 
     fn set_attributes(&mut self, id: u64, attributes: Attributes) -> Result<(), StoreError> {
-        let row = self.shared.cluster.write().set_attributes(id, attributes);
-        row.map_or(Ok(()), |row| self.set_row(row))
+        let row = self.shared.cluster.write().set_attributes(id, attributes.clone());
+        let Some(row) = row else { return Ok(()) };
+        self.set_row(row)?;
+        let mut touched = Touched::default();
+        self.shared.v2.set_attributes(id, &attributes, &mut touched);
+        self.store_v2(&touched)
     }
 
-    /// Members up to 3.5 tell their attributes and the cluster version as writes to the v2 store. Whatever else is in
-    /// that store is not part of the v3 state.
+    fn set_version(&mut self, version: &str) -> Result<(), StoreError> {
+        let row = self.shared.cluster.write().set_version(version);
+        self.set_row(row)?;
+        let mut touched = Touched::default();
+        self.shared.v2.set_version(version, &mut touched);
+        self.store_v2(&touched)
+    }
+
+    /// A write to the v2 tree. That is also how members up to 3.5 tell their attributes and the cluster version.
     fn apply_v2(&mut self, request: &v2pb::Request) -> Result<Result<Response, Error>, Fatal> {
-        if request.method() != "PUT" {
-            return Ok(Ok(Response::None));
-        }
-        if request.path() == "/0/version" {
-            let row = self.shared.cluster.write().set_version(request.val());
-            self.set_row(row)?;
-        } else if let Some(id) = attributes_path(request.path()) {
-            match serde_json::from_str(request.val()) {
-                Ok(attributes) => self.set_attributes(id, attributes)?,
-                Err(error) => return Ok(Err(Error::Internal(format!("membership: attributes: {error}")))),
+        match v2_fact(request) {
+            Some(V2Fact::Version(version)) => {
+                self.set_version(&version)?;
+                return Ok(Ok(Response::None));
             }
+            Some(V2Fact::Attributes(id, attributes)) => {
+                match attributes {
+                    Ok(attributes) => self.set_attributes(id, attributes)?,
+                    Err(error) => return Ok(Err(Error::Internal(format!("membership: attributes: {error}")))),
+                }
+                return Ok(Ok(Response::None));
+            }
+            None => {}
         }
-        Ok(Ok(Response::None))
+        let mut touched = Touched::default();
+        let outcome = self.shared.v2.apply(request, &mut touched);
+        self.store_v2(&touched)?;
+        Ok(Ok(Response::V2(Box::new(outcome))))
+    }
+
+    fn store_v2(&mut self, touched: &Touched) -> Result<(), StoreError> {
+        for (key, value) in self.shared.v2.rows(touched) {
+            self.set_row((Table::V2, key, value))?;
+        }
+        Ok(())
     }
 
     fn header(&self) -> Option<pb::ResponseHeader> {
@@ -540,10 +579,51 @@ pub(crate) fn decode(index: u64, data: &Bytes) -> Result<Entry, Fatal> {
     }
 }
 
-/// The member ID in `/0/members/<hex id>/attributes`.
-pub(crate) fn attributes_path(path: &str) -> Option<u64> {
+/// A write to the v2 tree that tells something of the cluster.
+pub(crate) enum V2Fact {
+    Version(String),
+    Attributes(u64, Result<Attributes, serde_json::Error>),
+}
+
+/// Understands a plain write to `/0/version` or `/0/members/<hex id>/attributes`.
+pub(crate) fn v2_fact(request: &v2pb::Request) -> Option<V2Fact> {
+    let conditional = request.prev_exist.is_some() || request.prev_index() != 0 || !request.prev_value().is_empty();
+    if request.method() != "PUT" || conditional {
+        return None;
+    }
+    let path = std::str::from_utf8(request.path()).ok()?;
+    if path == "/0/version" {
+        return Some(V2Fact::Version(String::from_utf8_lossy(request.val()).into_owned()));
+    }
     let id = path.strip_prefix("/0/members/")?.strip_suffix("/attributes")?;
-    u64::from_str_radix(id, 16).ok()
+    let id = u64::from_str_radix(id, 16).ok()?;
+    Some(V2Fact::Attributes(id, serde_json::from_slice(request.val())))
+}
+
+/// The row in which a v2 tree was kept by versions that could not serve it.
+const KEPT_V2: &[u8] = b"snapshot";
+
+/// Reads the v2 tree. A store from before it was served has none, and gets one that says what the tables say.
+fn restore_v2(store: &Store, writer: &mut Writer, cluster: &Cluster) -> Result<V2, Fatal> {
+    let rows = store.rows(Table::V2);
+    let restored = V2::restore(&rows).map_err(|error| bad_row("v2", &error.key, error.what))?;
+    if let Some(v2) = restored {
+        return Ok(v2);
+    }
+    let kept = store.row(Table::V2, KEPT_V2);
+    let v2 = match &kept {
+        Some(json) => V2::from_json(json).map_err(|what| bad_row("v2", KEPT_V2, what))?,
+        None => V2::of_cluster(cluster),
+    };
+    if kept.is_some() || v2.index() != 0 {
+        for (key, value) in v2.all_rows() {
+            writer.set_row(Table::V2, &key, &value.unwrap_or_default())?;
+        }
+        if kept.is_some() {
+            writer.remove_row(Table::V2, KEPT_V2)?;
+        }
+    }
+    Ok(v2)
 }
 
 fn is_auth(request: &pb::InternalRaftRequest) -> bool {

@@ -18,13 +18,12 @@ use proto::raftpb;
 use store::{Mark, Ready, Revision, StoreError, Table, Writer};
 
 use crate::alarm::Alarms;
-use crate::apply::{self, Entry, Fatal, State};
+use crate::apply::{self, Entry, Fatal, State, V2Fact};
 use crate::lease::Lessor;
-use crate::members::{Attributes, Cluster};
+use crate::Member;
+use crate::members::{Attributes, Cluster, Planned};
+use crate::v2::{Touched, V2};
 use crate::v2_snapshot;
-
-/// The row of [`Table::V2`] with the v2 store as it came, if there are keys of users in it.
-const V2_ROW: &[u8] = b"snapshot";
 
 /// A state to be taken over.
 #[derive(Clone, Debug)]
@@ -50,7 +49,7 @@ pub struct Installed {
     pub revision: i64,
     /// The last compaction; -1 = never.
     pub compact_revision: i64,
-    /// There are keys of users in the v2 store, which are kept but not served.
+    /// There are keys of users in the v2 store.
     pub has_v2_keys: bool,
 }
 
@@ -254,6 +253,7 @@ struct Tables {
     lessor: Lessor,
     cluster: Cluster,
     alarms: Alarms,
+    v2: V2,
 }
 
 /// Understands everything and puts it in a replacement of the writer's content. `log` holds the entries behind the v2
@@ -290,6 +290,11 @@ fn load<'w>(
         })?;
     }
     let v2 = |what| Refusal::V2 { file: incoming.name.to_owned(), what };
+    let tree = match incoming.v2_json {
+        [] if incoming.index == 0 && !log.is_empty() => Some(V2::default()),
+        [] => None,
+        json => Some(V2::from_json(json).map_err(v2)?),
+    };
     let has_v2_keys = match incoming.v2_json {
         [] => {
             // The log says all of it from the first entry on.
@@ -306,9 +311,6 @@ fn load<'w>(
             tree.has_keys
         }
     };
-    if has_v2_keys {
-        replacement.row(Table::V2, V2_ROW, incoming.v2_json)?;
-    }
     let behind = log.iter().filter(|entry| entry.index > incoming.index && entry.index <= consistent_index);
     let mut term = if consistent_index == incoming.index { Some(incoming.term) } else { meta.term };
     let mut next = incoming.index;
@@ -320,9 +322,10 @@ fn load<'w>(
         if entry.index == consistent_index {
             term = Some(entry.term);
         }
-        if !meta.buckets_count {
-            replay(&mut cluster, entry).map_err(|what| Fatal::BadEntry { index: entry.index, what })?;
-        }
+        // Where the buckets count, the cluster is not touched.
+        let mut spare = Cluster::default();
+        let cluster = if meta.buckets_count { &mut spare } else { &mut cluster };
+        replay(cluster, tree.as_ref(), entry).map_err(|what| Fatal::BadEntry { index: entry.index, what })?;
     }
     if !meta.buckets_count && next < consistent_index && conf_state.is_none() {
         return Err(db.unfit(format!("log entry {} is missing, which it contains", next + 1)).into());
@@ -330,6 +333,10 @@ fn load<'w>(
     let Some(term) = term else {
         return Err(db.unfit(format!("the term of log entry {consistent_index} is not on record")).into());
     };
+    let v2 = tree.unwrap_or_else(|| V2::of_cluster(&cluster));
+    for (key, value) in v2.all_rows() {
+        replacement.row(Table::V2, &key, &value.unwrap_or_default())?;
+    }
     for (table, key, value) in cluster.rows() {
         replacement.row(table, &key, &value.unwrap_or_default())?;
     }
@@ -349,40 +356,56 @@ fn load<'w>(
     let alarms = Alarms::restore(ready.store()).map_err(refused)?;
     let (revision, compact_revision) = (ready.store().revision(), ready.store().compact_revision());
     let installed = Installed { mark, revision, compact_revision, has_v2_keys };
-    Ok((ready, Tables { lessor, cluster, alarms }, installed))
+    Ok((ready, Tables { lessor, cluster, alarms, v2 }, installed))
 }
 
-/// What a log entry does to the membership, and nothing else.
-fn replay(cluster: &mut Cluster, entry: &LogEntry) -> Result<(), String> {
+/// What a log entry does to the membership and the v2 tree, and nothing else.
+fn replay(cluster: &mut Cluster, tree: Option<&V2>, entry: &LogEntry) -> Result<(), String> {
+    let mut touched = Touched::default();
     if entry.is_conf_change {
         let change = raftpb::ConfChange::decode(entry.data.clone()).map_err(|error| error.to_string())?;
-        if let Ok(planned) = cluster.plan(&change)? {
-            cluster.carry_out(&planned);
+        let Ok(planned) = cluster.plan(&change)? else { return Ok(()) };
+        cluster.carry_out(&planned);
+        if let Some(tree) = tree {
+            let member = |id| cluster.members.get(id);
+            match &planned {
+                Planned::Add(member) => tree.add_member(member, &mut touched),
+                Planned::Promote(id) | Planned::Update(Member { id, .. }) => {
+                    member(id).inspect(|member| tree.update_member(member, &mut touched));
+                }
+                Planned::Remove(id) => tree.remove_member(*id, &mut touched),
+            }
         }
         return Ok(());
     }
-    match apply::decode(entry.index, &entry.data).map_err(|error| error.to_string())? {
-        Entry::Empty => {}
-        Entry::V2(request) if request.method() == "PUT" => {
-            if request.path() == "/0/version" {
-                cluster.set_version(request.val());
-            } else if let Some(id) = apply::attributes_path(request.path())
-                && let Ok(attributes) = serde_json::from_str(request.val())
-            {
-                cluster.set_attributes(id, attributes);
+    let (version, attributes) = match apply::decode(entry.index, &entry.data).map_err(|error| error.to_string())? {
+        Entry::Empty => (None, None),
+        Entry::V2(request) => match apply::v2_fact(&request) {
+            Some(V2Fact::Version(version)) => (Some(version), None),
+            Some(V2Fact::Attributes(id, attributes)) => (None, attributes.ok().map(|attributes| (id, attributes))),
+            None => {
+                // What becomes of it was its client's business.
+                let _outcome = tree.map(|tree| tree.apply(&request, &mut touched));
+                (None, None)
             }
-        }
-        Entry::V2(_) => {}
+        },
         Entry::V3(request) => {
-            if let Some(ClusterVersionSetRequest { ver, .. }) = &request.cluster_version_set {
-                cluster.set_version(ver);
-            }
-            if let Some(set) = &request.cluster_member_attr_set {
-                let attributes = set.member_attributes.clone().unwrap_or_default();
-                let attributes = Attributes { name: attributes.name, client_urls: attributes.client_urls };
-                cluster.set_attributes(set.member_id, attributes);
-            }
+            let version = request.cluster_version_set.map(|ClusterVersionSetRequest { ver, .. }| ver);
+            let attributes = request.cluster_member_attr_set.map(|set| {
+                let attributes = set.member_attributes.unwrap_or_default();
+                (set.member_id, Attributes { name: attributes.name, client_urls: attributes.client_urls })
+            });
+            (version, attributes)
         }
+    };
+    if let Some(version) = version {
+        cluster.set_version(&version);
+        tree.inspect(|tree| tree.set_version(&version, &mut touched));
+    }
+    if let Some((id, attributes)) = attributes
+        && cluster.set_attributes(id, attributes.clone()).is_some()
+    {
+        tree.inspect(|tree| tree.set_attributes(id, &attributes, &mut touched));
     }
     Ok(())
 }
@@ -433,6 +456,7 @@ impl State {
             });
             shared.lessor.adopt(tables.lessor);
             (*cluster, *alarms) = (tables.cluster, tables.alarms);
+            shared.v2.replace(tables.v2);
         })?;
         self.advance(installed.mark.index, installed.mark.term);
         self.conf_state = installed.mark.conf_state.clone();

@@ -9,6 +9,7 @@
 //! - `kv`: range, put, delete, txn, compaction
 //! - [`lease`]: leases, their keys, and when they end
 //! - [`members`]: who belongs to the cluster; IDs
+//! - [`v2`]: the tree of the v2 API
 //! - [`watch`]: the feed of events and the hub that hands them to watchers
 //! - `apply`: one log entry in, one answer out
 //! - `image`: this state as a file, on its way to others
@@ -25,6 +26,7 @@ pub mod lease;
 pub mod members;
 mod quota;
 mod reader;
+pub mod v2;
 mod v2_snapshot;
 pub mod watch;
 

@@ -69,6 +69,15 @@ impl Attributes {
     }
 }
 
+/// What a node of the v2 tree says of a member before it runs.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct RaftAttributes {
+    #[serde(default, rename = "peerURLs", deserialize_with = "null_is_empty")]
+    pub(crate) peer_urls: Vec<String>,
+    #[serde(default, rename = "isLearner", skip_serializing_if = "is_false")]
+    pub(crate) is_learner: bool,
+}
+
 /// The context of a configuration change.
 #[derive(Debug, Deserialize)]
 struct Context {

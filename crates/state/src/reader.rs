@@ -13,7 +13,8 @@ use crate::alarm::Alarms;
 use crate::kv::{Failure, range, stream::RangeStream, txn};
 use crate::members::Cluster;
 use crate::watch::Feed;
-use crate::{Error, Lessor, Member, quota, v2_snapshot};
+use crate::v2::V2;
+use crate::{Error, Lessor, Member, quota};
 
 /// What the applying side and the readers share.
 #[derive(Debug)]
@@ -21,6 +22,7 @@ pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) lessor: Lessor,
     pub(crate) feed: Feed,
+    pub(crate) v2: V2,
     pub(crate) cluster: RwLock<Cluster>,
     pub(crate) alarms: RwLock<Alarms>,
     /// The term of the last applied entry.
@@ -178,8 +180,13 @@ impl Reader {
         &self.0.feed
     }
 
-    /// What etcd's `.snap` files hold: membership and cluster version as a v2 store.
+    /// The tree of the v2 API.
+    pub fn v2(&self) -> &V2 {
+        &self.0.v2
+    }
+
+    /// What etcd's `.snap` files hold: the v2 tree, in which older members find the membership.
     pub fn v2_snapshot_json(&self) -> Vec<u8> {
-        v2_snapshot::json(&self.0.cluster.read())
+        self.0.v2.image().to_json()
     }
 }

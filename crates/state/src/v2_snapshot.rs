@@ -1,201 +1,13 @@
-//! The membership as a v2 store: what `.snap` files carry since etcd 3.6.
+//! The membership in a v2 store: up to 3.5, etcd counts on what is written there.
 //!
-//! Older members read the membership from such a file, so it has the shape of a v2 store in which each fact was
-//! written by one operation: members first, then those removed, then the cluster version. What is read may come from any
-//! etcd: of a store that older members have really used, only those nodes are looked at.
+//! What is read may come from any etcd; only the nodes that tell of members are looked at.
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
 
-use crate::members::{Attributes, Cluster, Member, go_json, is_false, null_is_empty};
-
-/// Slots of a v2 store's event history.
-const HISTORY: usize = 1_000;
-
-/// A file or directory. The field order is etcd's.
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Node {
-    path: String,
-    created_index: u64,
-    modified_index: u64,
-    expire_time: &'static str,
-    value: String,
-    /// A file has none, not even an empty map.
-    children: Option<BTreeMap<String, Node>>,
-}
-
-impl Node {
-    fn new(path: &str, index: u64, value: String, children: Option<BTreeMap<String, Node>>) -> Self {
-        let path = path.to_owned();
-        Self { path, created_index: index, modified_index: index, expire_time: "0001-01-01T00:00:00Z", value, children }
-    }
-
-    fn dir(path: &str, index: u64) -> Self {
-        Self::new(path, index, String::new(), Some(BTreeMap::new()))
-    }
-}
-
-#[derive(Clone, Serialize)]
-struct Event {
-    action: &'static str,
-    node: EventNode,
-}
-
-#[derive(Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct EventNode {
-    key: String,
-    value: String,
-    modified_index: u64,
-    created_index: u64,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Snapshot {
-    root: Node,
-    watcher_hub: WatcherHub,
-    current_index: u64,
-    stats: Stats,
-    current_version: u64,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct WatcherHub {
-    event_history: EventHistory,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct EventHistory {
-    queue: Queue,
-    start_index: u64,
-    last_index: u64,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Queue {
-    events: Vec<Option<Event>>,
-    size: usize,
-    front: usize,
-    back: usize,
-    capacity: usize,
-}
-
-/// Counters of a store that nobody has used yet.
-#[derive(Default, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Stats {
-    gets_success: u64,
-    gets_fail: u64,
-    sets_success: u64,
-    sets_fail: u64,
-    delete_success: u64,
-    delete_fail: u64,
-    update_success: u64,
-    update_fail: u64,
-    create_success: u64,
-    create_fail: u64,
-    compare_and_swap_success: u64,
-    compare_and_swap_fail: u64,
-    compare_and_delete_success: u64,
-    compare_and_delete_fail: u64,
-    expire_count: u64,
-    watchers: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-struct RaftAttributes {
-    #[serde(default, rename = "peerURLs", deserialize_with = "null_is_empty")]
-    peer_urls: Vec<String>,
-    #[serde(default, rename = "isLearner", skip_serializing_if = "is_false")]
-    is_learner: bool,
-}
-
-/// A v2 store in the making.
-struct Tree {
-    root: Node,
-    events: Vec<Event>,
-}
-
-impl Tree {
-    fn new() -> Self {
-        let mut root = Node::dir("/", 0);
-        for path in ["/0", "/1"] {
-            root.children.get_or_insert_default().insert(path[1..].into(), Node::dir(path, 0));
-        }
-        Self { root, events: Vec::new() }
-    }
-
-    /// Writes a file, making the directories above it.
-    fn write(&mut self, action: &'static str, key: String, value: String) {
-        let index = self.events.len() as u64 + 1;
-        let mut node = &mut self.root;
-        for (at, _) in key.match_indices('/').skip(1) {
-            let path = &key[..at];
-            let name = path.rsplit('/').next().unwrap_or_default().to_owned();
-            let children = node.children.get_or_insert_default();
-            node = children.entry(name).or_insert_with(|| Node::dir(path, index));
-        }
-        let name = key.rsplit('/').next().unwrap_or_default().to_owned();
-        let file = Node::new(&key, index, value.clone(), None);
-        node.children.get_or_insert_default().insert(name, file);
-        let node = EventNode { key, value, modified_index: index, created_index: index };
-        self.events.push(Event { action, node });
-    }
-
-    fn finish(self) -> Snapshot {
-        let count = self.events.len();
-        let (mut creates, mut sets) = (0, 0);
-        let mut events = vec![None; HISTORY];
-        for (n, event) in self.events.into_iter().enumerate() {
-            if event.action == "create" {
-                creates += 1
-            } else {
-                sets += 1
-            }
-            events[n % HISTORY] = Some(event);
-        }
-        // Once the ring is full, the oldest event stands where the next one will.
-        let front = if count > HISTORY { count % HISTORY } else { 0 };
-        let start_index = if count == 0 { 0 } else { count.saturating_sub(HISTORY) as u64 + 1 };
-        let queue = Queue { events, size: count.min(HISTORY), front, back: count % HISTORY, capacity: HISTORY };
-        let event_history = EventHistory { queue, start_index, last_index: count as u64 };
-        Snapshot {
-            root: self.root,
-            watcher_hub: WatcherHub { event_history },
-            current_index: count as u64,
-            stats: Stats { create_success: creates, sets_success: sets, ..Stats::default() },
-            current_version: 2,
-        }
-    }
-}
-
-/// The membership as the JSON of a v2 store.
-pub(crate) fn json(cluster: &Cluster) -> Vec<u8> {
-    let mut tree = Tree::new();
-    for member in cluster.members.values() {
-        let path = format!("/0/members/{:x}", member.id);
-        let raft = RaftAttributes { peer_urls: member.peer_urls.clone(), is_learner: member.is_learner };
-        tree.write("create", format!("{path}/raftAttributes"), go_json(&raft));
-        if !member.client_urls.is_empty() {
-            let attributes = Attributes { name: member.name.clone(), client_urls: member.client_urls.clone() };
-            tree.write("set", format!("{path}/attributes"), go_json(&attributes));
-        }
-    }
-    for id in &cluster.removed {
-        tree.write("create", format!("/0/removed_members/{id:x}"), String::new());
-    }
-    if let Some(version) = &cluster.version {
-        tree.write("set", "/0/version".into(), version.clone());
-    }
-    go_json(&tree.finish()).into_bytes()
-}
+use crate::members::{Attributes, Cluster, Member, RaftAttributes};
 
 /// What a v2 store says.
 #[derive(Debug)]
@@ -289,7 +101,7 @@ pub(crate) fn read(json: &[u8]) -> Result<Read, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Member;
+    use crate::v2::V2;
     use serde_json::Value;
 
     #[test]
@@ -298,20 +110,23 @@ mod tests {
         let peer_urls = vec!["http://a".to_owned()];
         cluster.members.insert(255, Member { id: 255, peer_urls, is_learner: true, ..Default::default() });
         cluster.removed.insert(16);
-        let json: Value = serde_json::from_slice(&json(&cluster)).unwrap();
+        let written = V2::of_cluster(&cluster).image().to_json();
+        let json: Value = serde_json::from_slice(&written).unwrap();
         let zero = &json["Root"]["Children"]["0"]["Children"];
         let raft = &zero["members"]["Children"]["ff"]["Children"]["raftAttributes"];
         assert_eq!(raft["Value"], r#"{"peerURLs":["http://a"],"isLearner":true}"#);
         assert_eq!(raft["Children"], Value::Null);
         assert_eq!(zero["removed_members"]["Children"]["10"]["Path"], "/0/removed_members/10");
         assert_eq!(json["CurrentIndex"], 2);
+        let read = read(&written).unwrap();
+        assert_eq!((read.cluster.members, read.cluster.removed), (cluster.members, cluster.removed));
     }
 
     #[test]
     fn the_history_is_a_ring() {
         let mut cluster = Cluster::default();
         cluster.removed.extend(1..=1_001);
-        let json: Value = serde_json::from_slice(&json(&cluster)).unwrap();
+        let json: Value = serde_json::from_slice(&V2::of_cluster(&cluster).image().to_json()).unwrap();
         let history = &json["WatcherHub"]["EventHistory"];
         assert_eq!((&history["StartIndex"], &history["LastIndex"]), (&2.into(), &1_001.into()));
         assert_eq!((&history["Queue"]["Front"], &history["Queue"]["Back"]), (&1.into(), &1.into()));

@@ -320,7 +320,7 @@ pub(crate) fn answer_applied(worker: &Worker, responder: Responder, response: st
             worker.complete(&mut response.header);
             worker.frame(&response)
         }
-        Response::None => {
+        Response::V2(_) | Response::None => {
             let error = Error::Internal("etcdserver: the entry has no answer".into());
             return responder.refuse(worker, error);
         }

@@ -14,12 +14,12 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use serde_json::json;
 
 use crate::member::Member;
 use crate::metrics::file_descriptors;
+use crate::v2::{self, Body};
 use crate::worker::Worker;
 
 /// Settings of the plain HTTP side.
@@ -29,11 +29,13 @@ pub struct HttpOptions {
     pub cors: Vec<String>,
     /// `--host-whitelist`: names under which plain HTTP clients may address us; `*` = all.
     pub host_whitelist: Vec<String>,
+    /// `--enable-v2`: whether there is anything under `/v2`.
+    pub v2: bool,
 }
 
 impl Default for HttpOptions {
     fn default() -> Self {
-        Self { cors: vec!["*".into()], host_whitelist: vec!["*".into()] }
+        Self { cors: vec!["*".into()], host_whitelist: vec!["*".into()], v2: true }
     }
 }
 
@@ -44,14 +46,29 @@ pub(crate) enum Port {
     Metrics,
 }
 
-/// Answers a request over HTTP/1.1. Its body, if any, is of no interest to any path here.
+/// Answers a request over HTTP/1.1.
 pub(crate) async fn serve_http1(
     worker: Rc<Worker>,
     port: Port,
     request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
-    let (head, _body) = request.into_parts();
-    Ok(respond(&worker, port, &head).await.map(Full::new))
+) -> Result<Response<Body>, Infallible> {
+    let (head, body) = request.into_parts();
+    if port != Port::Client {
+        return Ok(respond(&worker, port, &head).await.map(Body::whole));
+    }
+    let Some(path) = v2::decode_path(head.uri.path()) else { return Ok(v2::bad_request()) };
+    let options = &worker.shared.http;
+    if options.v2 && head.method != Method::OPTIONS && refuse_host(options, &head.uri, &head.headers).is_none() {
+        let answer = match v2::clean_location(&path, head.uri.query()) {
+            Some(location) => Some(v2::redirect(&head.method, &location)),
+            None => v2::serve(&worker, &head, &path, body).await,
+        };
+        if let Some(mut response) = answer {
+            allow_origin(options, &head.headers, response.headers_mut());
+            return Ok(response);
+        }
+    }
+    Ok(respond(&worker, port, &head).await.map(Body::whole))
 }
 
 /// Answers a request over HTTP/2.

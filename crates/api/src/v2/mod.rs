@@ -1,0 +1,237 @@
+//! The v2 API: keys, members, machines and statistics as REST over HTTP/1.1.
+//!
+//! Reads and watches are answered from memory on the worker that received them; what changes something, and reads with
+//! `quorum`, go through the log.
+
+mod body;
+mod form;
+mod keys;
+mod members;
+mod stats;
+
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+
+pub(crate) use body::Body;
+pub use stats::{FollowerStats, MessageRate, SelfStats};
+
+use crate::worker::Worker;
+
+/// What a request's body may have; Go's own bound on forms.
+const MAX_BODY_BYTES: usize = 10 << 20;
+
+const X_ETCD_CLUSTER_ID: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
+const X_ETCD_INDEX: HeaderName = HeaderName::from_static("x-etcd-index");
+const X_RAFT_INDEX: HeaderName = HeaderName::from_static("x-raft-index");
+const X_RAFT_TERM: HeaderName = HeaderName::from_static("x-raft-term");
+
+/// The path below `prefix`, if it is that or below it.
+fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
+    path.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Answers a request to `path`, which has been decoded and cleaned; `None` if there is no such path.
+pub(crate) async fn serve(
+    worker: &Rc<Worker>,
+    head: &Parts,
+    path: &str,
+    body: Incoming,
+) -> Option<Response<Body>> {
+    let rest = below(path, "/v2")?;
+    let method = &head.method;
+    Some(if let Some(key) = below(rest, "/keys") {
+        match allow(method, &["HEAD", "GET", "PUT", "POST", "DELETE"]) {
+            Ok(()) => keys::serve(worker, head, key, body).await,
+            Err(refusal) => refusal,
+        }
+    } else if let Some(member) = below(rest, "/members") {
+        match allow(method, &["GET", "POST", "DELETE", "PUT"]) {
+            Ok(()) => members::serve(worker, head, member.trim_start_matches('/'), body).await,
+            Err(refusal) => refusal,
+        }
+    } else {
+        match rest {
+            "/machines" => allow(method, &["GET", "HEAD"]).map_or_else(|refusal| refusal, |()| machines(worker)),
+            "/stats/self" => allow(method, &["GET"]).map_or_else(|refusal| refusal, |()| stats::own(worker)),
+            "/stats/leader" => allow(method, &["GET"]).map_or_else(|refusal| refusal, |()| stats::leader(worker)),
+            "/stats/store" => allow(method, &["GET"]).map_or_else(|refusal| refusal, |()| stats::store(worker)),
+            _ => return None,
+        }
+    })
+}
+
+fn machines(worker: &Worker) -> Response<Body> {
+    let mut urls: Vec<String> =
+        worker.member().state().members().into_iter().flat_map(|member| member.client_urls).collect();
+    urls.sort_unstable();
+    with_type(StatusCode::OK, "text/plain; charset=utf-8", urls.join(", "))
+}
+
+/// Nanoseconds since 1970.
+fn now_ns() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Reads a whole body; the error says what went wrong in Go's words.
+async fn read_body(body: Incoming) -> Result<Bytes, String> {
+    match Limited::new(body, MAX_BODY_BYTES).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err("http: POST too large".into()),
+        Err(_) => Err("unexpected EOF".into()),
+    }
+}
+
+// --- paths ---
+
+fn hex(digit: u8) -> Option<u8> {
+    (digit as char).to_digit(16).and_then(|value| u8::try_from(value).ok())
+}
+
+/// Resolves `%41` and, in forms, `+`. The error is the part that is no escape.
+fn unescape(text: &[u8], plus_is_space: bool) -> Result<Vec<u8>, String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        match byte {
+            b'%' => {
+                let digits = after.first_chunk::<2>().and_then(|[a, b]| Some((hex(*a)?, hex(*b)?)));
+                let Some((high, low)) = digits else {
+                    let bad = [b"%", &after[..after.len().min(2)]].concat();
+                    return Err(String::from_utf8_lossy(&bad).into_owned());
+                };
+                out.push(high << 4 | low);
+                rest = &after[2..];
+            }
+            b'+' if plus_is_space => out.push(b' '),
+            byte => out.push(byte),
+        }
+    }
+    Ok(out)
+}
+
+/// A request's path, decoded; none if it holds something that only looks like an escape.
+pub(crate) fn decode_path(path: &str) -> Option<String> {
+    let decoded = unescape(path.as_bytes(), false).ok()?;
+    Some(String::from_utf8_lossy(&decoded).into_owned())
+}
+
+/// Where a decoded path that is not in its shortest form leads to, with the query.
+pub(crate) fn clean_location(path: &str, query: Option<&str>) -> Option<String> {
+    let clean = clean_path(path);
+    if clean == path {
+        return None;
+    }
+    let mut location = String::new();
+    for byte in clean.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~$&+,/:;=@".contains(&byte) {
+            location.push(char::from(byte));
+        } else {
+            location.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    if let Some(query) = query {
+        location.push('?');
+        location.push_str(query);
+    }
+    Some(location)
+}
+
+fn clean_path(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    let mut clean = format!("/{}", parts.join("/"));
+    if path.ends_with('/') && clean != "/" {
+        clean.push('/');
+    }
+    clean
+}
+
+/// Sends a client to the path that it should have asked for.
+pub(crate) fn redirect(method: &Method, location: &str) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    if method == Method::GET || method == Method::HEAD {
+        let link = location.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&#34;");
+        let page = format!("<a href=\"{link}\">Moved Permanently</a>.\n\n");
+        response = with_type(StatusCode::OK, "text/html; charset=utf-8", page);
+    }
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    if let Ok(location) = HeaderValue::from_str(location) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
+}
+
+/// To a path that cannot be decoded.
+pub(crate) fn bad_request() -> Response<Body> {
+    with_type(StatusCode::BAD_REQUEST, "text/plain; charset=utf-8", "400 Bad Request")
+}
+
+// --- shapes ---
+
+fn with_type(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let body = body.into();
+    let length = HeaderValue::from(body.len());
+    let mut response = Response::new(Body::whole(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_LENGTH, length);
+    response
+}
+
+fn json(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    with_type(status, "application/json", body)
+}
+
+/// An error of members and statistics, which have another form than those of keys.
+fn message(status: StatusCode, text: &str) -> Response<Body> {
+    json(status, go_json(&serde_json::json!({ "message": text })))
+}
+
+/// JSON as Go writes it.
+fn go_json(value: &impl serde::Serialize) -> String {
+    let json = serde_json::to_string(value).unwrap_or_default();
+    json.replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e")
+}
+
+fn plain_refusal(status: StatusCode, text: &'static str) -> Response<Body> {
+    let mut response = with_type(status, "text/plain; charset=utf-8", text);
+    response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn method_not_allowed() -> Response<Body> {
+    plain_refusal(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n")
+}
+
+fn allow(method: &Method, allowed: &[&str]) -> Result<(), Response<Body>> {
+    if allowed.contains(&method.as_str()) {
+        return Ok(());
+    }
+    let mut refusal = method_not_allowed();
+    if let Ok(list) = HeaderValue::from_str(&allowed.join(",")) {
+        refusal.headers_mut().insert(ALLOW, list);
+    }
+    Err(refusal)
+}
+
+fn add_cluster_id(worker: &Worker, response: &mut Response<Body>) {
+    let id = format!("{:x}", worker.member().identity().cluster_id);
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(X_ETCD_CLUSTER_ID, id);
+    }
+}

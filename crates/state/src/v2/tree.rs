@@ -1,0 +1,422 @@
+//! Files and directories, and what may be done with them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Ttl;
+use super::error::{Code, Error};
+use super::event::{Action, Content, Event, Found, Node, Stored};
+
+/// Components that a path may have: what is nested deeper could not be written and read again by everybody.
+pub(super) const MAX_DEPTH: usize = 128;
+/// Paths that are there from the beginning and stay.
+const READ_ONLY: [&str; 3] = ["/", "/0", "/1"];
+/// An expiry before the year 2000 is a mistake and means never. Nanoseconds since 1970.
+const EARLIEST_EXPIRY: i64 = 946_684_800_000_000_000;
+
+type Children = BTreeMap<Box<str>, Arc<Stored>>;
+
+/// What a change did.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) event: Event,
+    /// Paths whose nodes are new, changed or gone.
+    pub(super) touched: Vec<String>,
+    /// Paths that are gone, in the order in which those who wait for them are told; children first.
+    pub(super) removed: Vec<String>,
+}
+
+/// What the node must be like.
+#[derive(Debug)]
+pub(super) struct Compare<'a> {
+    /// Empty = any.
+    pub(super) value: &'a [u8],
+    /// 0 = any.
+    pub(super) index: u64,
+}
+
+impl Compare<'_> {
+    pub(super) fn is_given(&self) -> bool {
+        !self.value.is_empty() || self.index != 0
+    }
+
+    /// In which way the node is not like that.
+    fn fault(&self, node: &Stored) -> Option<String> {
+        let current = node.value();
+        let value_fits = self.value.is_empty() || current == self.value;
+        let index_fits = self.index == 0 || node.modified == self.index;
+        let value = || format!("[{} != {}]", String::from_utf8_lossy(self.value), String::from_utf8_lossy(&current));
+        let index = || format!("[{} != {}]", self.index, node.modified);
+        match (value_fits, index_fits) {
+            (true, true) => None,
+            (false, true) => Some(value()),
+            (true, false) => Some(index()),
+            (false, false) => Some(format!("{} {}", value(), index())),
+        }
+    }
+}
+
+/// The tree.
+#[derive(Debug)]
+pub(super) struct Tree {
+    root: Arc<Stored>,
+    pub(super) index: u64,
+    /// What will expire, the oldest first.
+    expiring: BTreeSet<(i64, String)>,
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        let dir = |children| Arc::new(Stored { created: 0, modified: 0, expires: 0, content: Content::Dir(children) });
+        let tops = ["0", "1"].map(|name| (name.into(), dir(Children::new())));
+        Self { root: dir(Children::from(tops)), index: 0, expiring: BTreeSet::new() }
+    }
+}
+
+/// A path in its shortest form, beginning with a slash.
+pub(super) fn clean(path: &str) -> String {
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    let mut out = String::with_capacity(path.len() + 1);
+    for part in &parts {
+        out.push('/');
+        out.push_str(part);
+    }
+    if out.is_empty() { "/".into() } else { out }
+}
+
+/// Parent and name of a clean path other than the root.
+fn split(path: &str) -> (&str, &str) {
+    let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+    (if parent.is_empty() { "/" } else { parent }, name)
+}
+
+fn parts(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter(|part| !part.is_empty())
+}
+
+/// A path's first `n` parts.
+fn prefix(path: &str, n: usize) -> &str {
+    let end = path.match_indices('/').nth(n).map_or(path.len(), |(at, _)| at);
+    if end == 0 { "/" } else { &path[..end] }
+}
+
+impl Tree {
+    /// A tree with this content; `root` must be a directory.
+    pub(super) fn of(root: Arc<Stored>, index: u64) -> Self {
+        let mut expiring = BTreeSet::new();
+        note_expiries(&root, &mut String::new(), &mut expiring);
+        Self { root, index, expiring }
+    }
+
+    pub(super) fn root(&self) -> Arc<Stored> {
+        self.root.clone()
+    }
+
+    pub(super) fn has_ttls(&self) -> bool {
+        !self.expiring.is_empty()
+    }
+
+    fn error(&self, code: Code, cause: impl Into<String>) -> Error {
+        Error::new(code, cause, self.index)
+    }
+
+    /// A node at a clean path.
+    pub(super) fn find(&self, path: &str) -> Result<&Arc<Stored>, Error> {
+        let mut node = &self.root;
+        for (depth, part) in parts(path).enumerate() {
+            let Content::Dir(children) = &node.content else {
+                return Err(self.error(Code::NotDir, prefix(path, depth)));
+            };
+            let child = children.get(part);
+            node = child.ok_or_else(|| self.error(Code::KeyNotFound, prefix(path, depth + 1)))?;
+        }
+        Ok(node)
+    }
+
+    /// The node at a clean path, to be changed; the directories above it, too, if somebody else looks at them.
+    fn find_mut(&mut self, path: &str) -> &mut Stored {
+        let mut node = Arc::make_mut(&mut self.root);
+        for part in parts(path) {
+            let Content::Dir(children) = &mut node.content else { unreachable!("{path} was found before") };
+            let Some(child) = children.get_mut(part) else { unreachable!("{path} was found before") };
+            node = Arc::make_mut(child);
+        }
+        node
+    }
+
+    fn writable(&self, path: &str) -> Result<(), Error> {
+        if READ_ONLY.contains(&path) { Err(self.error(Code::RootReadOnly, "/")) } else { Ok(()) }
+    }
+
+    pub(super) fn get(&self, path: &str, recursive: bool, now: i64) -> Result<Found, Error> {
+        let path = clean(path);
+        let node = self.find(&path)?.clone();
+        Ok(Found { index: self.index, path, node, recursive, now })
+    }
+
+    pub(super) fn set(&mut self, path: &str, dir: bool, value: Bytes, ttl: Ttl) -> Result<Done, Error> {
+        let path = clean(path);
+        let before = match self.find(&path) {
+            Ok(node) => Some(node.clone()),
+            Err(error) if error.code == Code::KeyNotFound && !ttl.refresh => None,
+            Err(error) => return Err(error),
+        };
+        let value = if ttl.refresh { before.as_ref().map_or(value, |node| node.value()) } else { value };
+        let mut done = self.insert(&path, dir, value, true, Action::Set, ttl)?;
+        done.event.prev = before.map(|node| node.shown(&path, ttl.now));
+        done.event.refresh = ttl.refresh;
+        Ok(done)
+    }
+
+    /// `unique`: under the path, named after the index.
+    pub(super) fn create(
+        &mut self,
+        path: &str,
+        dir: bool,
+        value: Bytes,
+        unique: bool,
+        ttl: Ttl,
+    ) -> Result<Done, Error> {
+        let path = if unique { clean(&format!("{path}/{:020}", self.index + 1)) } else { clean(path) };
+        self.insert(&path, dir, value, false, Action::Create, ttl)
+    }
+
+    fn insert(
+        &mut self,
+        path: &str,
+        dir: bool,
+        value: Bytes,
+        replace: bool,
+        action: Action,
+        ttl: Ttl,
+    ) -> Result<Done, Error> {
+        self.writable(path)?;
+        if parts(path).count() > MAX_DEPTH {
+            return Err(self.error(Code::RaftInternal, "etcdserver: the key has too many components"));
+        }
+        let expires = if ttl.expires < EARLIEST_EXPIRY { 0 } else { ttl.expires };
+        let (parent, name) = split(path);
+        match self.find(parent) {
+            Ok(node) if !node.is_dir() => return Err(self.error(Code::NotDir, parent)),
+            Err(error) if error.code != Code::KeyNotFound => return Err(error),
+            _ => {}
+        }
+        let old = self.find(path).ok();
+        if let Some(node) = old {
+            match replace {
+                true if node.is_dir() => return Err(self.error(Code::NotFile, path)),
+                true => {}
+                false => return Err(self.error(Code::NodeExist, path)),
+            }
+        }
+        let old_expiry = old.map_or(0, |node| node.expires);
+        self.forget_expiry(old_expiry, path);
+
+        let index = self.index + 1;
+        let mut touched = Vec::new();
+        let mut node = Arc::make_mut(&mut self.root);
+        for (depth, part) in parts(parent).enumerate() {
+            let Content::Dir(children) = &mut node.content else { unreachable!("{parent} is a directory") };
+            let child = children.entry(part.into()).or_insert_with(|| {
+                touched.push(prefix(path, depth + 1).to_owned());
+                let content = Content::Dir(Children::new());
+                Arc::new(Stored { created: index, modified: index, expires: 0, content })
+            });
+            node = Arc::make_mut(child);
+        }
+        let Content::Dir(children) = &mut node.content else { unreachable!("{parent} is a directory") };
+        let content = if dir { Content::Dir(Children::new()) } else { Content::File(value) };
+        let new = Stored { created: index, modified: index, expires, content };
+        let shown = new.shown(path, ttl.now);
+        children.insert(name.into(), Arc::new(new));
+        self.note_expiry(expires, path);
+        self.index = index;
+        touched.push(path.to_owned());
+        Ok(Done { event: Event::new(action, shown, None, false), touched, removed: Vec::new() })
+    }
+
+    pub(super) fn update(&mut self, path: &str, value: Bytes, ttl: Ttl) -> Result<Done, Error> {
+        let path = clean(path);
+        self.writable(&path)?;
+        let node = self.find(&path)?;
+        if node.is_dir() && !value.is_empty() {
+            return Err(self.error(Code::NotFile, path));
+        }
+        let value = if ttl.refresh { node.value() } else { value };
+        Ok(self.write(Action::Update, path, value, ttl))
+    }
+
+    pub(super) fn compare_and_swap(
+        &mut self,
+        path: &str,
+        compare: &Compare<'_>,
+        value: Bytes,
+        ttl: Ttl,
+    ) -> Result<Done, Error> {
+        let path = clean(path);
+        self.writable(&path)?;
+        let node = self.find(&path)?;
+        if node.is_dir() {
+            return Err(self.error(Code::NotFile, path));
+        }
+        if let Some(fault) = compare.fault(node) {
+            return Err(self.error(Code::TestFailed, fault));
+        }
+        let value = if ttl.refresh { node.value() } else { value };
+        Ok(self.write(Action::CompareAndSwap, path, value, ttl))
+    }
+
+    /// Gives a node that is there another value, or none if it is a directory, and another expiry.
+    fn write(&mut self, action: Action, path: String, value: Bytes, ttl: Ttl) -> Done {
+        let index = self.index + 1;
+        let node = self.find_mut(&path);
+        let prev = node.shown(&path, ttl.now);
+        if let Content::File(old) = &mut node.content {
+            *old = value;
+            node.modified = index;
+        }
+        node.expires = ttl.expires;
+        // A directory shows the new index but keeps its old one: etcd's way.
+        let shown = Node { modified: index, ..node.shown(&path, ttl.now) };
+        self.forget_expiry(prev.expires, &path);
+        self.note_expiry(ttl.expires, &path);
+        self.index = index;
+        let event = Event::new(action, shown, Some(prev), ttl.refresh);
+        Done { event, touched: vec![path], removed: Vec::new() }
+    }
+
+    pub(super) fn delete(&mut self, path: &str, dir: bool, recursive: bool, now: i64) -> Result<Done, Error> {
+        let path = clean(path);
+        self.writable(&path)?;
+        let node = self.find(&path)?;
+        if let Content::Dir(children) = &node.content {
+            if !dir && !recursive {
+                return Err(self.error(Code::NotFile, path));
+            }
+            if !children.is_empty() && !recursive {
+                return Err(self.error(Code::DirNotEmpty, path));
+            }
+        }
+        Ok(self.remove(Action::Delete, path, now))
+    }
+
+    pub(super) fn compare_and_delete(&mut self, path: &str, compare: &Compare<'_>, now: i64) -> Result<Done, Error> {
+        let path = clean(path);
+        let node = self.find(&path)?;
+        if node.is_dir() {
+            return Err(self.error(Code::NotFile, path));
+        }
+        if let Some(fault) = compare.fault(node) {
+            return Err(self.error(Code::TestFailed, fault));
+        }
+        Ok(self.remove(Action::CompareAndDelete, path, now))
+    }
+
+    /// Removes what expired first, if anything has.
+    pub(super) fn expire(&mut self, now: i64) -> Option<Done> {
+        let (expires, path) = self.expiring.first()?;
+        if *expires > now {
+            return None;
+        }
+        let path = path.clone();
+        Some(self.remove(Action::Expire, path, now))
+    }
+
+    /// Removes a node that is there, with all below it.
+    fn remove(&mut self, action: Action, path: String, now: i64) -> Done {
+        let (parent, name) = split(&path);
+        let Content::Dir(children) = &mut self.find_mut(parent).content else { unreachable!("{parent} has a child") };
+        let Some(node) = children.remove(name) else { unreachable!("{path} was found before") };
+        let mut removed = Vec::new();
+        let mut expiries = BTreeSet::new();
+        note_expiries(&node, &mut path.clone(), &mut expiries);
+        for expiry in expiries {
+            self.expiring.remove(&expiry);
+        }
+        list(&node, &mut path.clone(), &mut removed);
+        self.index += 1;
+        let prev = node.shown(&path, now);
+        let gone = Node {
+            key: path,
+            dir: node.is_dir(),
+            modified: self.index,
+            created: node.created,
+            ..Node::default()
+        };
+        Done { event: Event::new(action, gone, Some(prev), false), touched: removed.clone(), removed }
+    }
+
+    fn note_expiry(&mut self, expires: i64, path: &str) {
+        if expires != 0 {
+            self.expiring.insert((expires, path.to_owned()));
+        }
+    }
+
+    fn forget_expiry(&mut self, expires: i64, path: &str) {
+        if expires != 0 {
+            self.expiring.remove(&(expires, path.to_owned()));
+        }
+    }
+}
+
+/// Collects what will expire at `path` and below; `path` of the root is empty.
+fn note_expiries(node: &Stored, path: &mut String, expiring: &mut BTreeSet<(i64, String)>) {
+    if node.expires != 0 {
+        expiring.insert((node.expires, path.clone()));
+    }
+    for (name, child) in node.children().into_iter().flatten() {
+        let length = path.len();
+        path.push('/');
+        path.push_str(name);
+        note_expiries(child, path, expiring);
+        path.truncate(length);
+    }
+}
+
+/// Collects the paths at `path` and below, children before their directory.
+fn list(node: &Stored, path: &mut String, paths: &mut Vec<String>) {
+    for (name, child) in node.children().into_iter().flatten() {
+        let length = path.len();
+        path.push('/');
+        path.push_str(name);
+        list(child, path, paths);
+        path.truncate(length);
+    }
+    paths.push(path.clone());
+}
+
+/// Puts a node where its parent is a directory that is there already. Says whether it could.
+pub(super) fn graft(root: &mut Arc<Stored>, path: &str, node: Stored) -> bool {
+    if parts(path).count() > MAX_DEPTH {
+        return false;
+    }
+    let (parent, name) = split(path);
+    let mut at = Arc::make_mut(root);
+    for part in parts(parent) {
+        let Content::Dir(children) = &mut at.content else { return false };
+        let Some(child) = children.get_mut(part) else { return false };
+        at = Arc::make_mut(child);
+    }
+    let Content::Dir(children) = &mut at.content else { return false };
+    if name.is_empty() {
+        return false;
+    }
+    let node = match (children.remove(name).map(|old| old.content.clone()), node) {
+        // The tops are there from the beginning.
+        (Some(Content::Dir(kept)), Stored { content: Content::Dir(_), created, modified, expires }) => {
+            Stored { content: Content::Dir(kept), created, modified, expires }
+        }
+        (_, node) => node,
+    };
+    children.insert(name.into(), Arc::new(node));
+    true
+}
