@@ -36,6 +36,8 @@ const LEASES_PER_LOOK: usize = 500;
 const CHECKPOINT_MS: u64 = 5 * 60 * 1000;
 /// The v2 tree is told the time this often, as in etcd.
 const V2_SYNC_MS: u64 = 500;
+/// What a member tells of itself is taken for lost when it has not been applied for this long.
+const PUBLISH_AGAIN_MS: u64 = 1_000;
 /// Old files are removed this often.
 const PURGE_MS: u64 = 30_000;
 /// Waits are given up with this precision.
@@ -55,6 +57,7 @@ pub(crate) struct Upkeep {
     next_purge_ms: u64,
     next_expire_ms: u64,
     next_publish_ms: u64,
+    next_version_ms: u64,
     was_leader: bool,
     published: bool,
 }
@@ -69,6 +72,7 @@ impl Upkeep {
             next_purge_ms: PURGE_MS,
             next_expire_ms: 0,
             next_publish_ms: 0,
+            next_version_ms: 0,
             was_leader: false,
             published: false,
         }
@@ -176,7 +180,7 @@ impl Upkeep {
     /// Tells the cluster this member's name and client URLs, and, once leading, the cluster its version; both through
     /// the log, asked again until they are applied.
     fn publish(&mut self, node: &Arc<Node>, now_ms: u64) {
-        if self.published || node.leader() == 0 || now_ms < self.next_publish_ms {
+        if self.published || node.leader() == 0 {
             return;
         }
         let own = node.identity().member_id;
@@ -195,11 +199,13 @@ impl Upkeep {
             node.set_ready();
             return;
         }
-        self.next_publish_ms = now_ms + if self.next_publish_ms == 0 { 20 } else { 500 };
-        if !named {
+        // Each is a write of the v2 tree and moves its index, so none is asked twice without need.
+        if !named && now_ms >= self.next_publish_ms {
+            self.next_publish_ms = now_ms + PUBLISH_AGAIN_MS;
             node.publish_attributes();
         }
-        if !versioned && node.is_leader() {
+        if !versioned && node.is_leader() && now_ms >= self.next_version_ms {
+            self.next_version_ms = now_ms + PUBLISH_AGAIN_MS;
             node.decide_version();
         }
     }
@@ -219,7 +225,12 @@ fn save_snapshot(node: &Arc<Node>, plan: SnapshotPlan) -> Result<(), Box<dyn std
     snap::save(
         node.disk.as_ref(),
         &node.settings.snap_dir,
-        &SnapFile { index: plan.index, term: plan.term, conf_state: conf_state.clone(), data: plan.v2.to_json().into() },
+        &SnapFile {
+            index: plan.index,
+            term: plan.term,
+            conf_state: conf_state.clone(),
+            data: plan.v2.to_json().into(),
+        },
     )?;
     node.metrics.snap_save_total.observe(begun.elapsed().as_secs_f64());
     let mark = SnapshotMark { index: plan.index, term: plan.term, conf_state: Some(conf_state) };

@@ -6,14 +6,15 @@
 
 use std::io;
 use std::ops::ControlFlow;
+use std::sync::OnceLock;
 
 use bolt::{Hash, HashScope, Layout, Plan, WriteError, Writer};
 use bytes::Bytes;
 use proto::raftpb;
 use store::{Pin, Revision, StoreError, Table, Versions};
 
-use crate::Reader;
 use crate::members::Cluster;
+use crate::{Reader, v2};
 
 /// etcd's buckets in byte order, and where their items come from.
 const BUCKETS: [(&str, Source); 10] = [
@@ -49,7 +50,9 @@ pub struct Image {
     index: u64,
     term: u64,
     conf_state: raftpb::ConfState,
-    v2_json: Bytes,
+    v2: v2::Image,
+    /// Made when it is asked for: the tree may be large.
+    v2_json: OnceLock<Bytes>,
 }
 
 /// Why an image could not be made.
@@ -94,8 +97,8 @@ impl Image {
             })
             .collect();
         drop(cluster);
-        let v2_json = reader.v2_snapshot_json().into();
-        Self { pin, revision, compacted, tables, index, term, conf_state: conf_state.clone(), v2_json }
+        let (v2, v2_json) = (reader.v2().image(), OnceLock::new());
+        Self { pin, revision, compacted, tables, index, term, conf_state: conf_state.clone(), v2, v2_json }
     }
 
     /// Index of the last log entry in it.
@@ -113,9 +116,9 @@ impl Image {
         &self.conf_state
     }
 
-    /// The membership as the v2 store that goes into a snapshot message beside the file.
+    /// The v2 tree, which goes into a snapshot message beside the file. Takes a while if it is large.
     pub fn v2_json(&self) -> &Bytes {
-        &self.v2_json
+        self.v2_json.get_or_init(|| self.v2.to_json().into())
     }
 
     fn versions(&self) -> Versions {

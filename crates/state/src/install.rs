@@ -17,10 +17,10 @@ use proto::membershippb::ClusterVersionSetRequest;
 use proto::raftpb;
 use store::{Mark, Ready, Revision, StoreError, Table, Writer};
 
+use crate::Member;
 use crate::alarm::Alarms;
 use crate::apply::{self, Entry, Fatal, State, V2Fact};
 use crate::lease::Lessor;
-use crate::Member;
 use crate::members::{Attributes, Cluster, Planned};
 use crate::v2::{Touched, V2};
 use crate::v2_snapshot;

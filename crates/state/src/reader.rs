@@ -12,8 +12,8 @@ use store::{HashKv, Store};
 use crate::alarm::Alarms;
 use crate::kv::{Failure, range, stream::RangeStream, txn};
 use crate::members::Cluster;
-use crate::watch::Feed;
 use crate::v2::V2;
+use crate::watch::Feed;
 use crate::{Error, Lessor, Member, quota};
 
 /// What the applying side and the readers share.

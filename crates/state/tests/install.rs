@@ -207,7 +207,11 @@ fn the_v2_store_of_an_old_member_counts() {
     assert_eq!(learners, [(0xab, "a", false), (0xcd, "", true)]);
     assert!(reader.is_removed(0xef));
     assert_eq!(reader.cluster_version().as_deref(), Some("3.4.0"));
-    assert_eq!(reader.store().row(Table::V2, b"snapshot"), Some(v2_json.clone().into()));
+    let message = |reader: &Reader| {
+        let found = reader.v2().get("/1/message", false, 0).unwrap();
+        (found.index, found.value())
+    };
+    assert_eq!(message(&reader), (7, Some("hello".into())));
     assert_eq!(Mark { conf_state: conf_state.encode_to_vec().into(), index: 212, term: 2 }, installed.mark);
 
     state.close().unwrap();
@@ -216,4 +220,5 @@ fn the_v2_store_of_an_old_member_counts() {
     let config = Config { quota_bytes: 0, heartbeat_ms: 100, election_timeout_ms: 1_000 };
     let (_, again) = State::open(store, writer, &mark, config).unwrap();
     assert_eq!(again.members(), members);
+    assert_eq!(message(&again), (7, Some("hello".into())));
 }

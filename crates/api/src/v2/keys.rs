@@ -7,12 +7,11 @@ use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
-use state::v2::{AUTH, Answer, Code, Error, Event, Outcome};
+use state::v2::{Answer, Code, Error, Event, Outcome};
 
+use super::auth;
 use super::form::{self, KeyRequest};
-use super::{
-    Body, X_ETCD_INDEX, X_RAFT_INDEX, X_RAFT_TERM, add_cluster_id, json, now_ns, read_body,
-};
+use super::{Body, X_ETCD_INDEX, X_RAFT_INDEX, X_RAFT_TERM, add_cluster_id, json, now_ns, read_body};
 use crate::member::Answer as MemberAnswer;
 use crate::worker::{Worker, mismatched};
 
@@ -34,9 +33,10 @@ async fn answer(worker: &Rc<Worker>, head: &Parts, key: &str, body: Incoming) ->
     };
     let now = now_ns();
     let KeyRequest { entry, no_value_on_success } = form::parse(head, key, &body, now)?;
+    if !auth::may_access(worker, head, key, entry.recursive()).await {
+        return Err(Error::new(Code::Unauthorized, "Insufficient credentials", 0));
+    }
     let v2 = worker.member().state().v2();
-    // Whether users have rights is looked up as etcd does it, which is counted.
-    let _switch = v2.get(&format!("{AUTH}/enabled"), false, now);
     if entry.method() == "GET" || entry.method() == "HEAD" {
         let path = String::from_utf8_lossy(entry.path()).into_owned();
         if entry.wait() {
@@ -89,7 +89,7 @@ fn internal(cause: &str) -> Error {
     Error::new(Code::RaftInternal, cause, 0)
 }
 
-fn refusal(error: &Error) -> Response<Body> {
+pub(super) fn refusal(error: &Error) -> Response<Body> {
     let status = StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::BAD_REQUEST);
     let mut response = json(status, error.to_json());
     response.headers_mut().insert(X_ETCD_INDEX, HeaderValue::from(error.index));

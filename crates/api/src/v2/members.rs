@@ -8,9 +8,8 @@ use http::{Method, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use state::Error;
-use state::v2::AUTH;
 
-use super::{Body, add_cluster_id, go_json, json, message, method_not_allowed, now_ns, read_body};
+use super::{Body, add_cluster_id, auth, go_json, json, message, method_not_allowed, read_body};
 use crate::member::{Answer, MemberChange};
 use crate::worker::Worker;
 
@@ -46,11 +45,8 @@ struct Asked {
 pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, rest: &str, body: Incoming) -> Response<Body> {
     let mut response = match head.method {
         Method::GET => show(worker, rest),
-        _ => {
-            // Whether users have rights is looked up as etcd does it, which is counted.
-            let _switch = worker.member().state().v2().get(&format!("{AUTH}/enabled"), false, now_ns());
-            change(worker, head, rest, body).await.unwrap_or_else(|refusal| refusal)
-        }
+        _ if !auth::is_root(worker, head).await => return auth::no_rights(),
+        _ => change(worker, head, rest, body).await.unwrap_or_else(|refusal| refusal),
     };
     add_cluster_id(worker, &mut response);
     response

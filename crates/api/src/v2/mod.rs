@@ -1,8 +1,9 @@
-//! The v2 API: keys, members, machines and statistics as REST over HTTP/1.1.
+//! The v2 API: keys, members, machines, users and statistics as REST over HTTP/1.1.
 //!
 //! Reads and watches are answered from memory on the worker that received them; what changes something, and reads with
 //! `quorum`, go through the log.
 
+mod auth;
 mod body;
 mod form;
 mod keys;
@@ -38,12 +39,7 @@ fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
 }
 
 /// Answers a request to `path`, which has been decoded and cleaned; `None` if there is no such path.
-pub(crate) async fn serve(
-    worker: &Rc<Worker>,
-    head: &Parts,
-    path: &str,
-    body: Incoming,
-) -> Option<Response<Body>> {
+pub(crate) async fn serve(worker: &Rc<Worker>, head: &Parts, path: &str, body: Incoming) -> Option<Response<Body>> {
     let rest = below(path, "/v2")?;
     let method = &head.method;
     Some(if let Some(key) = below(rest, "/keys") {
@@ -61,6 +57,7 @@ pub(crate) async fn serve(
             "/machines" => allow(method, &["GET", "HEAD"]).map_or_else(|refusal| refusal, |()| machines(worker)),
             "/stats/self" => allow(method, &["GET"]).map_or_else(|refusal| refusal, |()| stats::own(worker)),
             "/stats/leader" => allow(method, &["GET"]).map_or_else(|refusal| refusal, |()| stats::leader(worker)),
+            _ if rest.starts_with("/auth/") => return auth::serve(worker, head, &rest["/auth".len()..], body).await,
             "/stats/store" => allow(method, &["GET"]).map_or_else(|refusal| refusal, |()| stats::store(worker)),
             _ => return None,
         }

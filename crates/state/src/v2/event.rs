@@ -92,8 +92,7 @@ pub struct Event {
 
 impl PartialEq for Event {
     fn eq(&self, other: &Self) -> bool {
-        (self.action, &self.node, &self.prev, self.refresh)
-            == (other.action, &other.node, &other.prev, other.refresh)
+        (self.action, &self.node, &self.prev, self.refresh) == (other.action, &other.node, &other.prev, other.refresh)
     }
 }
 

@@ -42,7 +42,6 @@ use hub::Hub;
 use stats::{Counter, Stats};
 use tree::{Compare, Done, Tree};
 
-
 /// Events that are kept for those who ask for the past.
 const HISTORY: usize = 1_000;
 /// Where the keys of users are.
@@ -101,6 +100,11 @@ impl V2 {
         let found = self.tree.read().get(path, recursive, now);
         self.stats.count(if found.is_ok() { Counter::GetsSuccess } else { Counter::GetsFail });
         found
+    }
+
+    /// Whether there is a node; not counted.
+    pub fn exists(&self, path: &str) -> bool {
+        self.tree.read().find(&tree::clean(path)).is_ok()
     }
 
     /// Begins to wait for events on `path`, or below it too if `recursive`. `since` 0 = from now on. What has happened

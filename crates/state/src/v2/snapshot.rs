@@ -232,9 +232,9 @@ impl V2 {
         let Content::Dir(tops) = &mut root.content else { return Err("its root is not a directory".into()) };
         for top in ["0", "1"] {
             let content = Content::Dir(BTreeMap::new());
-            let top = tops.entry(top.into()).or_insert_with(|| {
-                Arc::new(Stored { created: 0, modified: 0, expires: 0, content })
-            });
+            let top = tops
+                .entry(top.into())
+                .or_insert_with(|| Arc::new(Stored { created: 0, modified: 0, expires: 0, content }));
             if !top.is_dir() {
                 return Err("one of its tops is not a directory".into());
             }

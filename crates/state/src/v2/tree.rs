@@ -345,13 +345,8 @@ impl Tree {
         list(&node, &mut path.clone(), &mut removed);
         self.index += 1;
         let prev = node.shown(&path, now);
-        let gone = Node {
-            key: path,
-            dir: node.is_dir(),
-            modified: self.index,
-            created: node.created,
-            ..Node::default()
-        };
+        let gone =
+            Node { key: path, dir: node.is_dir(), modified: self.index, created: node.created, ..Node::default() };
         Done { event: Event::new(action, gone, Some(prev), false), touched: removed.clone(), removed }
     }
 

@@ -1,5 +1,7 @@
 //! The world in which a script runs: one member's state on a disk in memory, a clock, and a watch hub.
 
+mod v2;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
@@ -30,6 +32,7 @@ pub struct World {
     wakes: Arc<AtomicUsize>,
     index: u64,
     now_ms: u64,
+    watches: v2::Watches,
 }
 
 type Answer = Result<Vec<String>, Error>;
@@ -101,7 +104,7 @@ impl World {
     pub fn new() -> Self {
         let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
         let (state, reader, hub, wakes) = open(&disk);
-        Self { disk, state: Some(state), reader, hub, wakes, index: 0, now_ms: 0 }
+        Self { disk, state: Some(state), reader, hub, wakes, index: 0, now_ms: 0, watches: v2::Watches::default() }
     }
 
     pub fn run(&mut self, line: &str) -> Vec<String> {
@@ -125,6 +128,7 @@ impl World {
                 Ok(vec![])
             }
             "alarm" => self.alarm(rest),
+            "v2" => self.v2(rest),
             "watch" | "cancel" | "close" | "block" | "unblock" | "progress" | "poll" | "tick" | "arm" => {
                 Ok(self.watch(command, rest))
             }
