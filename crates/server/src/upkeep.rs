@@ -18,6 +18,7 @@ use crate::compactor::Compactor;
 use crate::consensus::Event;
 use crate::log_writer::LogJob;
 use crate::member::Node;
+use crate::versions::PROPOSE_AGAIN_MS;
 
 /// Work for the upkeep thread.
 #[derive(Debug)]
@@ -36,8 +37,6 @@ const LEASES_PER_LOOK: usize = 500;
 const CHECKPOINT_MS: u64 = 5 * 60 * 1000;
 /// The v2 tree is told the time this often, as in etcd.
 const V2_SYNC_MS: u64 = 500;
-/// What a member tells of itself is taken for lost when it has not been applied for this long.
-const PUBLISH_AGAIN_MS: u64 = 1_000;
 /// Old files are removed this often.
 const PURGE_MS: u64 = 30_000;
 /// Waits are given up with this precision.
@@ -57,7 +56,6 @@ pub(crate) struct Upkeep {
     next_purge_ms: u64,
     next_expire_ms: u64,
     next_publish_ms: u64,
-    next_version_ms: u64,
     was_leader: bool,
     published: bool,
 }
@@ -72,7 +70,6 @@ impl Upkeep {
             next_purge_ms: PURGE_MS,
             next_expire_ms: 0,
             next_publish_ms: 0,
-            next_version_ms: 0,
             was_leader: false,
             published: false,
         }
@@ -201,11 +198,10 @@ impl Upkeep {
         }
         // Each is a write of the v2 tree and moves its index, so none is asked twice without need.
         if !named && now_ms >= self.next_publish_ms {
-            self.next_publish_ms = now_ms + PUBLISH_AGAIN_MS;
+            self.next_publish_ms = now_ms + PROPOSE_AGAIN_MS;
             node.publish_attributes();
         }
-        if !versioned && node.is_leader() && now_ms >= self.next_version_ms {
-            self.next_version_ms = now_ms + PUBLISH_AGAIN_MS;
+        if !versioned && node.is_leader() {
             node.decide_version();
         }
     }

@@ -26,6 +26,8 @@ const ASK_AT_FIRST: Duration = Duration::from_millis(100);
 const ANSWER: Duration = Duration::from_secs(1);
 /// After this long without the version of some member, the cluster begins with the oldest version of all, as in etcd.
 const FOUND_AFTER_MS: u64 = 2_000;
+/// A proposal that has not been applied for this long is taken for lost.
+pub(crate) const PROPOSE_AGAIN_MS: u64 = 1_000;
 /// The version that every etcd 3 speaks.
 const OLDEST: &str = "3.0.0";
 
@@ -35,6 +37,8 @@ pub(crate) struct Versions {
     known: BTreeMap<u64, String>,
     /// Since when this member leads without knowing all of them.
     undecided_since_ms: Option<u64>,
+    /// The version that was proposed last, and until when it may still be on its way.
+    proposed: Option<(String, u64)>,
 }
 
 /// Major and minor version.
@@ -143,6 +147,16 @@ impl Node {
             Some(version) if !is_downgrade && parse(version) >= parse(&wanted) => return,
             Some(version) => tracing::info!(from = version.as_str(), to = wanted.as_str(), "updating cluster version"),
             None => tracing::info!("cluster-version" = wanted.as_str(), "setting up initial cluster version"),
+        }
+        // Each proposal is a write of the v2 tree and moves its index, so none is made twice without need.
+        let now_ms = self.now_ms();
+        let proposed = self.versions.lock().proposed.replace((wanted.clone(), now_ms + PROPOSE_AGAIN_MS));
+        if let Some((version, until)) = proposed
+            && version == wanted
+            && now_ms < until
+        {
+            self.versions.lock().proposed = Some((version, until));
+            return;
         }
         if self.speaks_v2_only() {
             self.propose_v2("/0/version", &wanted);
