@@ -344,7 +344,7 @@ impl Runner {
             node.raise_nospace();
         }
         if let Some(plan) = effects.snapshot {
-            node.upkeep_queue.push(UpkeepJob::Snapshot(plan));
+            node.upkeep_queue.push(UpkeepJob::Snapshot(Box::new(plan)));
         }
         if took > node.settings.warning_apply_duration {
             tracing::warn!(took = ?took, "expected-duration" = ?node.settings.warning_apply_duration, "apply request took too long");

@@ -26,7 +26,7 @@ pub(crate) enum UpkeepJob {
     /// There may be something to do.
     Wake,
     /// Save a snapshot.
-    Snapshot(SnapshotPlan),
+    Snapshot(Box<SnapshotPlan>),
 }
 
 /// Expired leases are looked for this often.
@@ -82,7 +82,7 @@ pub(crate) fn run(node: &Arc<Node>, mut upkeep: Upkeep) {
     while node.upkeep_queue.take_all(&mut jobs, Some(Instant::now() + pause)) {
         for job in jobs.drain(..) {
             if let UpkeepJob::Snapshot(plan) = job
-                && let Err(error) = save_snapshot(node, plan)
+                && let Err(error) = save_snapshot(node, *plan)
             {
                 node.fail(&format!("snapshot: {error}"));
                 return;

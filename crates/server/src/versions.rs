@@ -109,6 +109,18 @@ impl Node {
         wanted.is_some() && self.state().members().iter().all(|member| runs(member.id) == wanted)
     }
 
+    /// Whether this cluster version was proposed a moment ago; otherwise it is about to be. Each proposal is a write of
+    /// the v2 tree and moves its index, so none is made twice without need.
+    fn is_on_its_way(&self, wanted: &str) -> bool {
+        let now_ms = self.now_ms();
+        let proposed = &mut self.versions.lock().proposed;
+        if proposed.as_ref().is_some_and(|(version, until)| version == wanted && now_ms < *until) {
+            return true;
+        }
+        *proposed = Some((wanted.to_owned(), now_ms + PROPOSE_AGAIN_MS));
+        false
+    }
+
     /// As the leader: proposes the cluster version if it is not what the members' versions allow, or a downgrade
     /// demands.
     pub(crate) fn decide_version(&self) {
@@ -142,21 +154,16 @@ impl Node {
                 OLDEST.to_owned()
             }
         };
+        // It never goes down by itself: members may already use what the higher version offers.
+        if decided.as_ref().is_some_and(|version| !is_downgrade && parse(version) >= parse(&wanted)) {
+            return;
+        }
+        if self.is_on_its_way(&wanted) {
+            return;
+        }
         match &decided {
-            // It never goes down by itself: members may already use what the higher version offers.
-            Some(version) if !is_downgrade && parse(version) >= parse(&wanted) => return,
             Some(version) => tracing::info!(from = version.as_str(), to = wanted.as_str(), "updating cluster version"),
             None => tracing::info!("cluster-version" = wanted.as_str(), "setting up initial cluster version"),
-        }
-        // Each proposal is a write of the v2 tree and moves its index, so none is made twice without need.
-        let now_ms = self.now_ms();
-        let proposed = self.versions.lock().proposed.replace((wanted.clone(), now_ms + PROPOSE_AGAIN_MS));
-        if let Some((version, until)) = proposed
-            && version == wanted
-            && now_ms < until
-        {
-            self.versions.lock().proposed = Some((version, until));
-            return;
         }
         if self.speaks_v2_only() {
             self.propose_v2("/0/version", &wanted);

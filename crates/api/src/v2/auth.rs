@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use state::v2::{self, Code, Found};
 
-use super::{Body, add_cluster_id, allow, go_json, json, keys, message, now_ns, read_body};
+use super::{Body, add_cluster_id, go_json, json, keys, message, now_ns, read_body, refuse_method};
 use crate::worker::Worker;
 
 const ROOT: &str = "root";
@@ -352,7 +352,7 @@ pub(super) fn no_rights() -> Response<Body> {
 pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, rest: &str, body: Incoming) -> Option<Response<Body>> {
     let method = &head.method;
     if rest == "/enable" {
-        if let Err(refusal) = allow(method, &["GET", "PUT", "DELETE"]) {
+        if let Some(refusal) = refuse_method(head, &["GET", "PUT", "DELETE"]) {
             return Some(refusal);
         }
         if method != Method::GET && !is_root(worker, head).await {
@@ -368,7 +368,7 @@ pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, rest: &str, body: I
         [_] => &["GET", "PUT", "DELETE"],
         _ => return Some(message(StatusCode::BAD_REQUEST, "Invalid path")),
     };
-    if let Err(refusal) = allow(method, allowed) {
+    if let Some(refusal) = refuse_method(head, allowed) {
         return Some(refusal);
     }
     if !is_root(worker, head).await {

@@ -95,7 +95,7 @@ async fn change(
             }
         }
         Method::DELETE => {
-            let id = id(rest)?;
+            let id = id(rest).map_err(|refusal| *refusal)?;
             let change = MemberChange::Remove { id };
             match worker.ask(|member, reply| member.change_membership(change, reply)).await {
                 Ok(_) => Ok(done()),
@@ -107,7 +107,7 @@ async fn change(
             }
         }
         _ => {
-            let id = id(rest)?;
+            let id = id(rest).map_err(|refusal| *refusal)?;
             let change = MemberChange::Update { id, peer_urls: asked(head, body).await? };
             match worker.ask(|member, reply| member.change_membership(change, reply)).await {
                 Ok(_) => Ok(done()),
@@ -134,13 +134,14 @@ fn unknown(id: &str) -> Response<Body> {
     message(StatusCode::NOT_FOUND, &format!("No such member: {id}"))
 }
 
-fn id(rest: &str) -> Result<u64, Response<Body>> {
+/// The member that a path names; otherwise why it names none.
+fn id(rest: &str) -> Result<u64, Box<Response<Body>>> {
     if rest.is_empty() {
-        return Err(method_not_allowed());
+        return Err(Box::new(method_not_allowed()));
     }
     let digits = rest.bytes().all(|byte| byte.is_ascii_hexdigit());
     let id = if digits { u64::from_str_radix(rest, 16).ok() } else { None };
-    id.ok_or_else(|| unknown(rest))
+    id.ok_or_else(|| Box::new(unknown(rest)))
 }
 
 /// The peer URLs in a request's body, sorted.

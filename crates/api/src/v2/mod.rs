@@ -41,27 +41,30 @@ fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
 /// Answers a request to `path`, which has been decoded and cleaned; `None` if there is no such path.
 pub(crate) async fn serve(worker: &Rc<Worker>, head: &Parts, path: &str, body: Incoming) -> Option<Response<Body>> {
     let rest = below(path, "/v2")?;
-    let method = &head.method;
-    Some(if let Some(key) = below(rest, "/keys") {
-        match allow(method, &["HEAD", "GET", "PUT", "POST", "DELETE"]) {
-            Ok(()) => keys::serve(worker, head, key, body).await,
-            Err(refusal) => refusal,
-        }
-    } else if let Some(member) = below(rest, "/members") {
-        match allow(method, &["GET", "POST", "DELETE", "PUT"]) {
-            Ok(()) => members::serve(worker, head, member.trim_start_matches('/'), body).await,
-            Err(refusal) => refusal,
-        }
-    } else {
-        match rest {
-            "/machines" => allow(method, &["GET", "HEAD"]).map_or_else(|refusal| refusal, |()| machines(worker)),
-            "/stats/self" => allow(method, &["GET"]).map_or_else(|refusal| refusal, |()| stats::own(worker)),
-            "/stats/leader" => allow(method, &["GET"]).map_or_else(|refusal| refusal, |()| stats::leader(worker)),
-            _ if rest.starts_with("/auth/") => return auth::serve(worker, head, &rest["/auth".len()..], body).await,
-            "/stats/store" => allow(method, &["GET"]).map_or_else(|refusal| refusal, |()| stats::store(worker)),
-            _ => return None,
-        }
-    })
+    if let Some(key) = below(rest, "/keys") {
+        return Some(match refuse_method(head, &["HEAD", "GET", "PUT", "POST", "DELETE"]) {
+            Some(refusal) => refusal,
+            None => keys::serve(worker, head, key, body).await,
+        });
+    }
+    if let Some(member) = below(rest, "/members") {
+        return Some(match refuse_method(head, &["GET", "POST", "DELETE", "PUT"]) {
+            Some(refusal) => refusal,
+            None => members::serve(worker, head, member.trim_start_matches('/'), body).await,
+        });
+    }
+    if let Some(rest) = below(rest, "/auth") {
+        return auth::serve(worker, head, rest, body).await;
+    }
+    type Page = fn(&Worker) -> Response<Body>;
+    let (answer, allowed): (Page, &[&str]) = match rest {
+        "/machines" => (machines, &["GET", "HEAD"]),
+        "/stats/self" => (stats::own, &["GET"]),
+        "/stats/leader" => (stats::leader, &["GET"]),
+        "/stats/store" => (stats::store, &["GET"]),
+        _ => return None,
+    };
+    Some(refuse_method(head, allowed).unwrap_or_else(|| answer(worker)))
 }
 
 fn machines(worker: &Worker) -> Response<Body> {
@@ -215,15 +218,16 @@ fn method_not_allowed() -> Response<Body> {
     plain_refusal(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n")
 }
 
-fn allow(method: &Method, allowed: &[&str]) -> Result<(), Response<Body>> {
-    if allowed.contains(&method.as_str()) {
-        return Ok(());
+/// Refuses a method that a path does not know.
+fn refuse_method(head: &Parts, allowed: &[&str]) -> Option<Response<Body>> {
+    if allowed.contains(&head.method.as_str()) {
+        return None;
     }
     let mut refusal = method_not_allowed();
     if let Ok(list) = HeaderValue::from_str(&allowed.join(",")) {
         refusal.headers_mut().insert(ALLOW, list);
     }
-    Err(refusal)
+    Some(refusal)
 }
 
 fn add_cluster_id(worker: &Worker, response: &mut Response<Body>) {
