@@ -87,8 +87,10 @@ impl World {
                 return Ok(vec![]);
             }
             "counters" => {
-                let json: serde_json::Value = serde_json::from_str(&v2.counters().to_json()).expect("JSON");
-                let counts = json.as_object().expect("an object").iter();
+                // In the order of their names, however the JSON library keeps them.
+                let json: std::collections::BTreeMap<String, serde_json::Value> =
+                    serde_json::from_str(&v2.counters().to_json()).expect("JSON");
+                let counts = json.iter();
                 let counted = counts.filter(|(_, count)| **count != 0).map(|(name, count)| format!("{name} {count}"));
                 return Ok(vec![counted.collect::<Vec<_>>().join(", ")]);
             }
