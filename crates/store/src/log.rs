@@ -43,8 +43,9 @@ pub(crate) struct Files {
     pub recent: RwLock<RecentVersions>,
     pub progress: Mutex<Progress>,
     pub next_id: AtomicU32,
-    /// An empty file for the segment after the last.
-    pub spare: Mutex<Option<Arc<Segment>>>,
+    /// An empty file for the log's next segment. Held while a number is given to one, so that the log's segments are
+    /// numbered in the order in which they are written.
+    spare: Mutex<Option<Arc<Segment>>>,
     /// Set by background work that waits for a mark; the writer then writes one early.
     pub want_mark: AtomicBool,
     /// Set by background work that wants to reclaim the segment at the log's end.
@@ -91,6 +92,27 @@ impl Files {
     /// something else.
     pub(crate) fn new_id(&self) -> u32 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Makes the file that the log will go on in, if there is none yet.
+    pub(crate) fn prepare_segment(&self) -> Result<bool, StoreError> {
+        let mut spare = self.spare.lock();
+        if spare.is_some() {
+            return Ok(false);
+        }
+        *spare = Some(self.create_log_segment()?);
+        Ok(true)
+    }
+
+    /// The file that the log goes on in.
+    fn take_segment(&self) -> Result<Arc<Segment>, StoreError> {
+        let mut spare = self.spare.lock();
+        spare.take().map_or_else(|| self.create_log_segment(), Ok)
+    }
+
+    fn create_log_segment(&self) -> Result<Arc<Segment>, StoreError> {
+        let created = Segment::create(&*self.disk, &self.dir, self.new_id(), Origin::Log);
+        Ok(Arc::new(self.break_on(created)?))
     }
 
     /// Fails if writing has failed before.
@@ -328,16 +350,9 @@ impl Tail {
         let was_noted = self.noted == Some(self.position());
         let previous = self.position();
         let durable = self.files.progress.lock().durable;
-        let spare = self.files.spare.lock().take();
-        self.segment = match spare {
-            Some(spare) => spare,
-            None => {
-                let id = self.files.new_id();
-                let created = Segment::create(&*self.files.disk, &self.files.dir, id, Origin::Log);
-                Arc::new(self.files.break_on(created)?)
-            }
-        };
+        self.segment = self.files.take_segment()?;
         let id = self.segment.id;
+        assert!(id > previous.segment, "the log went on from segment {} in segment {id}", previous.segment);
         self.files.dir_changed.store(true, Ordering::Release);
         Head { id, origin: Origin::Log, previous, durable }.append(&mut self.pending);
         self.segment.end.store(HEAD_BYTES, Ordering::Release);

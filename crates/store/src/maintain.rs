@@ -226,12 +226,8 @@ impl Inner {
     fn prepare_segment(&self) -> Result<Step, StoreError> {
         let files = &self.files;
         let is_needed = files.appended().offset >= files.options.segment_bytes / 2;
-        if !is_needed || files.spare.lock().is_some() {
-            return Ok(Step::Idle);
-        }
-        let spare = Segment::create(&*files.disk, &files.dir, files.new_id(), Origin::Log)?;
-        *files.spare.lock() = Some(Arc::new(spare));
-        Ok(Step::Worked)
+        let is_made = is_needed && files.prepare_segment()?;
+        Ok(if is_made { Step::Worked } else { Step::Idle })
     }
 
     /// Syncs a segment that the writer has left behind, so that the next sync has less to do.

@@ -246,3 +246,36 @@ fn a_tombstone_at_the_compacted_revision_is_kept() {
     assert!(matches!(writer.compact(next), Err(StoreError::Compacted)));
     assert!(matches!(writer.compact(next + 1), Err(StoreError::FutureRevision)));
 }
+
+/// The background work makes the log's next segment while the writer may be about to make one itself: whichever comes
+/// first, the log goes on in a segment with a higher number, or what is in memory is no longer found by its place.
+#[test]
+fn the_log_goes_on_in_order_whoever_makes_the_next_segment() {
+    let (store, mut writer) = open(Options { segment_bytes: 256, recent_bytes: 4 << 10, ..small() });
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                store.maintain().unwrap();
+            }
+        });
+        let _stop = StopAtEnd(&done);
+        for number in 0..20_000 {
+            let revision = put(&mut writer, &format!("key/{}", number % 100), "the newest of its key");
+            let newest = store.get(format!("key/{}", number % 100).as_bytes(), revision).unwrap();
+            store.read(newest.location).unwrap();
+            if number % 100 == 99 {
+                writer.compact(revision - 50).unwrap();
+            }
+        }
+    });
+}
+
+/// Tells other threads of a scope to end, after a failure too.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
