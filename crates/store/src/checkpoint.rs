@@ -89,6 +89,7 @@ impl CheckpointFile {
     pub(crate) fn add_keys(&mut self, index: &Index, cursor: &Cursor, keys: usize) -> Option<Cursor> {
         let mut next = Some(cursor.clone());
         let mut count = 0;
+        let mut before: &[u8] = &[];
         frame::append(&mut self.buffer, Kind::Keys, 0, 0, |out| {
             while count < keys as u64 {
                 let Some(cursor) = next.take() else { break };
@@ -99,9 +100,12 @@ impl CheckpointFile {
                     let mut versions = slot.versions().filter(|v| resumed.is_none_or(|after| v.revision() > after));
                     let now: Vec<_> = versions.by_ref().take(KEY_VERSIONS).collect();
                     let Some(last) = now.last() else { continue };
-                    frame::put_bytes(out, key);
+                    let shared = shared_bytes(before, key);
+                    frame::put_varint(out, shared as u64);
+                    frame::put_bytes(out, &key[shared..]);
                     frame::put_varint(out, now.len() as u64);
                     now.iter().for_each(|version| encode_version(out, version));
+                    before = key;
                     count += 1;
                     if versions.next().is_some() {
                         next = Some(Cursor { key: key.into(), after: Some(last.revision()) });
@@ -169,12 +173,39 @@ impl Cursor {
     }
 }
 
+/// How many bytes two keys have in common at their beginnings.
+fn shared_bytes(one: &[u8], other: &[u8]) -> usize {
+    one.iter().zip(other).take_while(|(a, b)| a == b).count()
+}
+
+/// What a version's first byte says.
+mod flag {
+    pub(super) const TOMBSTONE: u8 = 1;
+    pub(super) const LEASED: u8 = 2;
+    /// It created the key: the create revision is its own, the version is 1, and both are left out.
+    pub(super) const CREATED: u8 = 4;
+    /// It was not the first change of its revision: `sub` follows.
+    pub(super) const SUB: u8 = 8;
+}
+
 fn encode_version(out: &mut Vec<u8>, version: &Version) {
-    let meta = version.meta();
+    let KeyMeta { create_revision, modified, version: count, leased } = version.meta();
     let Location { segment, offset, len } = version.location();
-    out.push(u8::from(version.is_tombstone()) | u8::from(meta.leased) << 1);
-    for number in [meta.modified.main, meta.modified.sub, meta.create_revision, meta.version] {
-        frame::put_varint(out, number as u64);
+    let is_created = create_revision == modified.main && count == 1;
+    let flags = [
+        (version.is_tombstone(), flag::TOMBSTONE),
+        (leased, flag::LEASED),
+        (is_created, flag::CREATED),
+        (modified.sub != 0, flag::SUB),
+    ];
+    out.push(flags.iter().filter(|(is_set, _)| *is_set).map(|(_, bit)| bit).sum());
+    frame::put_varint(out, modified.main as u64);
+    if modified.sub != 0 {
+        frame::put_varint(out, modified.sub as u64);
+    }
+    if !version.is_tombstone() && !is_created {
+        frame::put_varint(out, create_revision as u64);
+        frame::put_varint(out, count as u64);
     }
     for number in [segment, offset, len] {
         frame::put_varint(out, number.into());
@@ -184,19 +215,24 @@ fn encode_version(out: &mut Vec<u8>, version: &Version) {
 fn decode_version(bytes: &mut &[u8]) -> Option<Version> {
     let (&flags, rest) = bytes.split_first()?;
     *bytes = rest;
+    let has = |bit| flags & bit != 0;
     let main = frame::get_varint(bytes)? as i64;
-    let modified = Revision { main, sub: frame::get_u32(bytes)?.into() };
-    let create_revision = frame::get_varint(bytes)? as i64;
-    let version = frame::get_varint(bytes)? as i64;
+    let sub = if has(flag::SUB) { frame::get_u32(bytes)? } else { 0 };
+    let modified = Revision { main, sub: sub.into() };
+    let (create_revision, version) = if has(flag::CREATED) || has(flag::TOMBSTONE) {
+        (main, 1)
+    } else {
+        (frame::get_varint(bytes)? as i64, frame::get_varint(bytes)? as i64)
+    };
     let location =
         Location { segment: frame::get_u32(bytes)?, offset: frame::get_u32(bytes)?, len: frame::get_u32(bytes)? };
     if location.len >= 1 << 30 {
         return None;
     }
-    Some(if flags & 1 != 0 {
+    Some(if has(flag::TOMBSTONE) {
         Version::tombstone(modified, location)
     } else {
-        Version::put(KeyMeta { create_revision, modified, version, leased: flags & 2 != 0 }, location)
+        Version::put(KeyMeta { create_revision, modified, version, leased: has(flag::LEASED) }, location)
     })
 }
 
@@ -265,14 +301,18 @@ impl Loading {
                 }
             }
             Kind::Keys => {
+                let mut key = Vec::new();
                 while !payload.is_empty() {
-                    let key = frame::get_bytes(&mut payload)?;
+                    let shared = frame::get_u32(&mut payload)? as usize;
+                    (shared <= key.len()).then_some(())?;
+                    key.truncate(shared);
+                    key.extend_from_slice(frame::get_bytes(&mut payload)?);
                     let count = frame::get_varint(&mut payload)?;
                     let mut versions = VecDeque::new();
                     for _ in 0..count {
                         versions.push_back(decode_version(&mut payload)?);
                     }
-                    recovered.index.push(key, versions).then_some(())?;
+                    recovered.index.push(&key, versions).then_some(())?;
                     self.keys += 1;
                 }
             }
