@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use bolt::{Hash, HashScope, Layout, Plan, WriteError, Writer};
 use bytes::Bytes;
 use proto::raftpb;
-use store::{Pin, Revision, StoreError, Table, Versions};
+use store::{Pin, Revision, StoreError, Table, Versions, bucket_key};
 
 use crate::members::Cluster;
 use crate::{Reader, v2};
@@ -135,7 +135,7 @@ impl Image {
             if let Source::Versions = source {
                 let mut result = Ok(());
                 self.versions().walk(|revision, tombstone, payload| {
-                    let (key, len) = revision_key(revision, tombstone);
+                    let (key, len) = bucket_key(revision, tombstone);
                     result = each(Met::Item(&key[..len], payload));
                     if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 })?;
@@ -233,7 +233,7 @@ impl Pieces {
                 let mut result = Ok(());
                 ended =
                     versions.get_or_insert_with(|| self.image.versions()).walk(|revision, tombstone, payload| {
-                        let (key, len) = revision_key(revision, tombstone);
+                        let (key, len) = bucket_key(revision, tombstone);
                         result = out.item(&key[..len], payload);
                         let goes_on = result.is_ok() && out.out_mut().len() < PIECE_BYTES;
                         if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -275,16 +275,6 @@ impl Iterator for Pieces {
     }
 }
 
-/// A version's key in etcd's `key` bucket, and its length: main, `_`, sub, and `t` for a tombstone.
-fn revision_key(revision: Revision, tombstone: bool) -> ([u8; 18], usize) {
-    let mut key = [0; 18];
-    key[..8].copy_from_slice(&revision.main.to_be_bytes());
-    key[8] = b'_';
-    key[9..17].copy_from_slice(&revision.sub.to_be_bytes());
-    key[17] = b't';
-    (key, if tombstone { 18 } else { 17 })
-}
-
 /// etcd writes the revision of its users, 1, before there are any.
 fn auth(mut rows: Vec<(Bytes, Bytes)>) -> Vec<(Bytes, Bytes)> {
     const REVISION: &[u8] = b"authRevision";
@@ -319,7 +309,7 @@ fn meta(
     row("confState", serde_json::Value::Object(json).to_string().into_bytes());
     row("consistent_index", index.to_be_bytes().to_vec());
     if compacted >= 0 {
-        let (revision, _) = revision_key(Revision { main: compacted, sub: 0 }, false);
+        let (revision, _) = bucket_key(Revision { main: compacted, sub: 0 }, false);
         row("finishedCompactRev", revision[..17].to_vec());
         row("scheduledCompactRev", revision[..17].to_vec());
     }

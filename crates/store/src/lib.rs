@@ -5,7 +5,8 @@
 //! from time to time as a checkpoint, so that an open reads only the log behind it. Compaction edits the index;
 //! the bytes of dropped versions are reclaimed by copying what is left of the emptiest segments.
 //!
-//! Nothing here waits for an fsync except [`Writer::sync`], [`Writer::close`] and [`Store::maintain`]. What a crash
+//! Nothing here waits for an fsync except [`Writer::sync`], [`Writer::close`], [`Store::sync`], [`Store::maintain`] and
+//! what replaces the whole content ([`Replacement`], [`Ready::install`]). What a crash
 //! takes from the log's end is told by the [`Mark`] that [`Store::open`] returns: the caller applies its own log again
 //! from there.
 //!
@@ -54,7 +55,7 @@ mod stream;
 mod tables;
 
 pub use replace::{Ready, Replacement};
-pub use stream::Versions;
+pub use stream::{Versions, bucket_key};
 
 /// A point in the history of the store. A transaction that writes advances `main` by one, however many keys it
 /// touches; `sub` counts its changes, from 0.

@@ -175,8 +175,9 @@ impl Files {
 
     /// Makes everything up to the newest written mark durable.
     pub(crate) fn sync_marked(&self) -> Result<Mark, StoreError> {
-        self.check_sound()?;
         let _one_at_a_time = self.syncing.lock();
+        // Only now: somebody's failed sync may have been what this one waited for.
+        self.check_sound()?;
         let (marked, mark, durable) = {
             let progress = self.progress.lock();
             (progress.marked, progress.mark.clone(), progress.durable)
@@ -195,6 +196,13 @@ impl Files {
         let mut progress = self.progress.lock();
         progress.durable = marked;
         Ok(mark)
+    }
+
+    /// Makes a segment durable that the writer has left behind.
+    pub(crate) fn sync_sealed(&self, segment: &Segment) -> Result<(), StoreError> {
+        let _one_at_a_time = self.syncing.lock();
+        self.check_sound()?;
+        self.break_on(segment.sync())
     }
 
     /// Makes new files' names durable.

@@ -171,6 +171,7 @@ impl Inner {
     pub(crate) fn checkpoint_now(&self) -> Result<(), StoreError> {
         let mut work = self.maintenance.lock();
         let files = &self.files;
+        files.check_sound()?;
         while let Some(job) = work.job.take() {
             if files.break_on(self.job_step(&mut work, job))? == Step::Idle {
                 return Ok(());
@@ -235,7 +236,7 @@ impl Inner {
         let tail = self.files.tail_id();
         let sealed = self.files.segments.read().values().find(|s| s.id < tail && !s.is_synced()).cloned();
         let Some(segment) = sealed else { return Ok(Step::Idle) };
-        segment.sync()?;
+        self.files.sync_sealed(&segment)?;
         Ok(Step::Worked)
     }
 
@@ -300,13 +301,15 @@ impl Inner {
 
     fn begin_checkpoint(&self) -> Result<Job, StoreError> {
         let files = &self.files;
-        // Before the place in the log is read: what is noted must not be newer than what the file will hold.
-        let (compacted, swept) = (self.compact_revision(), self.swept.load(Ordering::Acquire));
-        let (start, beginning) = {
+        // Before the index is read: it must not hold more than this says.
+        let swept = self.swept.load(Ordering::Acquire);
+        let (start, mark, revision) = {
             let progress = files.progress.lock();
-            let mark = progress.mark.clone();
-            (progress.marked, Beginning { mark, revision: progress.revision, compacted, swept })
+            (progress.marked, progress.mark.clone(), progress.revision)
         };
+        // After the place in the log: a compaction that the log holds before that place must not be missed.
+        let compacted = self.compact_revision();
+        let beginning = Beginning { mark, revision, compacted, swept };
         let file = CheckpointFile::create(&*files.disk, &files.dir, files.new_id(), &beginning)?;
         Ok(Job::Checkpoint(CheckpointJob { file, start, next: Part::Rows(None) }))
     }

@@ -454,7 +454,7 @@ impl Versions {
 }
 
 /// A version's key in bbolt's `key` bucket, and its length: main, `_`, sub, and `t` for a tombstone.
-fn bucket_key(revision: Revision, deleted: bool) -> ([u8; 18], usize) {
+pub fn bucket_key(revision: Revision, deleted: bool) -> ([u8; 18], usize) {
     let mut key = [0; 18];
     key[..8].copy_from_slice(&revision.main.to_be_bytes());
     key[8] = b'_';
