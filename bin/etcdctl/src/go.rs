@@ -28,7 +28,10 @@ pub fn parse_uint(text: &str, radix: u32) -> Result<u64, String> {
 }
 
 fn magnitude(digits: &str, radix: u32) -> Result<u64, &'static str> {
-    let lower = digits.to_ascii_lowercase();
+    let lower = match radix {
+        0 => without_underscores(digits)?,
+        _ => digits.to_ascii_lowercase(),
+    };
     let (digits, radix) = match (radix, lower.get(..2)) {
         (0, Some("0x")) => (&lower[2..], 16),
         (0, Some("0o")) => (&lower[2..], 8),
@@ -41,6 +44,23 @@ fn magnitude(digits: &str, radix: u32) -> Result<u64, &'static str> {
         return Err(SYNTAX);
     }
     u64::from_str_radix(digits, radix).map_err(|_| RANGE)
+}
+
+/// Underscores may stand between digits, and between a prefix and the first digit.
+fn without_underscores(digits: &str) -> Result<String, &'static str> {
+    let digits = digits.to_ascii_lowercase();
+    let is_digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_hexdigit());
+    let mut before = None;
+    let mut rest = digits.chars();
+    let starts_with_prefix = digits.starts_with('0');
+    while let Some(c) = rest.next() {
+        let follows = is_digit(before) || starts_with_prefix && matches!(before, Some('x' | 'o'));
+        if c == '_' && !(follows && is_digit(rest.clone().next())) {
+            return Err(SYNTAX);
+        }
+        before = Some(c);
+    }
+    Ok(digits.replace('_', ""))
 }
 
 /// A truth value as `strconv.ParseBool` reads it.

@@ -46,11 +46,17 @@ pub(crate) struct Envelope {
 }
 
 impl Envelope {
-    pub fn request<T>(&self, message: T) -> Request<T> {
+    /// A request whose answer is a stream that goes on: the deadline is only for opening it, so the server is not told.
+    pub fn stream<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if let Some(token) = &self.token {
             request.metadata_mut().insert("token", token.clone());
         }
+        request
+    }
+
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = self.stream(message);
         if let Some(deadline) = self.deadline {
             request.set_timeout(deadline.saturating_duration_since(Instant::now()));
         }
@@ -209,8 +215,14 @@ impl Client {
 /// Gives a broken connection up. True if the request surely did not arrive.
 fn note_trouble(picked: &Picked, status: &Status) -> bool {
     // Of a connection that could not be made again nothing but the words is left in some cases.
-    let never_sent = has_source::<ConnectError>(status) || status.message().starts_with("Service was not ready");
-    if never_sent || has_source::<tonic::transport::Error>(status) || has_source::<std::io::Error>(status) {
+    let never_sent = has_source(status, |_: &ConnectError| true)
+        || status.message().starts_with("Service was not ready")
+        // It waited for its turn on a connection that was closed meanwhile.
+        || has_source(status, hyper::Error::is_canceled);
+    if never_sent
+        || has_source(status, |_: &tonic::transport::Error| true)
+        || has_source(status, |_: &std::io::Error| true)
+    {
         picked.give_up();
     }
     never_sent
@@ -227,10 +239,10 @@ fn innermost(status: &Status) -> String {
     text
 }
 
-fn has_source<E: std::error::Error + 'static>(status: &Status) -> bool {
+fn has_source<E: std::error::Error + 'static>(status: &Status, is_it: impl Fn(&E) -> bool) -> bool {
     let mut source = status.source();
     while let Some(error) = source {
-        if error.is::<E>() {
+        if error.downcast_ref().is_some_and(&is_it) {
             return true;
         }
         source = error.source();
@@ -323,13 +335,13 @@ calls! {
         /// How the answering member is.
         status as status(pb::StatusRequest) -> pb::StatusResponse, Repeatable;
         /// Asks the answering member to give space back.
-        defragment as defragment(pb::DefragmentRequest) -> pb::DefragmentResponse, Repeatable;
+        defragment as defragment(pb::DefragmentRequest) -> pb::DefragmentResponse, Once;
         /// The answering member's sum over its keys.
         hash_kv as hash_kv(pb::HashKvRequest) -> pb::HashKvResponse, Repeatable;
         /// Hands the leadership over.
         move_leader as move_leader(pb::MoveLeaderRequest) -> pb::MoveLeaderResponse, Repeatable;
         /// Asks for, begins or gives up a downgrade of the cluster.
-        downgrade as downgrade(pb::DowngradeRequest) -> pb::DowngradeResponse, Repeatable;
+        downgrade as downgrade(pb::DowngradeRequest) -> pb::DowngradeResponse, Once;
     }
     auth_client::AuthClient<Channel> {
         /// Switches authentication on.

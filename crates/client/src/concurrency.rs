@@ -13,6 +13,7 @@ use proto::etcdserverpb::{
     LeaseGrantRequest, LeaseRevokeRequest, RangeRequest, ResponseHeader, WatchCreateRequest, response_op::Response,
 };
 use proto::mvccpb::{KeyValue, event::EventType};
+use std::ops::ControlFlow;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -130,8 +131,12 @@ impl<'s> Election<'s> {
         self.session.client.txn(resign).await.map(drop)
     }
 
-    /// Calls `seen` with the leader's key and value now, and whenever either changes. Ends only with an error.
-    pub async fn observe(client: &Client, name: &str, mut seen: impl FnMut(&KeyValue)) -> Result<(), Error> {
+    /// Calls `seen` with the leader's key and value now, and whenever either changes, until it breaks.
+    pub async fn observe(
+        client: &Client,
+        name: &str,
+        mut seen: impl FnMut(&KeyValue) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
         let prefix = format!("{name}/");
         loop {
             let oldest = client.range(oldest_under(&prefix)).await?;
@@ -140,7 +145,9 @@ impl<'s> Election<'s> {
                 Some(leader) => leader,
                 None => first_put(client, &prefix, header_revision + 1).await?,
             };
-            seen(&leader);
+            if seen(&leader).is_break() {
+                return Ok(());
+            }
             // Until the leader's key goes, only its own value can change.
             let follow = WatchCreateRequest {
                 key: leader.key.clone(),
@@ -152,8 +159,8 @@ impl<'s> Election<'s> {
                 for event in watcher.next().await?.events {
                     match (event.r#type(), event.kv) {
                         (EventType::Delete, _) => break 'term,
-                        (EventType::Put, Some(kv)) => seen(&kv),
-                        (EventType::Put, None) => {}
+                        (EventType::Put, Some(kv)) if seen(&kv).is_break() => return Ok(()),
+                        (EventType::Put, _) => {}
                     }
                 }
             }

@@ -64,15 +64,17 @@ impl Endpoint {
             Way::Unix(_) => "http://localhost".to_owned(),
             Way::None(reason) => return Err(format!("{}: {reason}", self.text)),
         };
+        let dial_timeout = config.dial_timeout.max(SHORTEST_DIAL);
         let endpoint = tonic::transport::Endpoint::from_shared(authority)
             .map_err(|error| format!("{}: {error}", self.text))?
+            .connect_timeout(dial_timeout) // for when it connects again by itself
             .http2_keep_alive_interval(config.keep_alive_time)
             .keep_alive_timeout(config.keep_alive_timeout)
             .initial_connection_window_size(8 << 20) // a large range or snapshot does not wait for window updates
             .initial_stream_window_size(4 << 20)
             .http2_max_header_list_size(16 << 10);
         let dial = endpoint.connect_with_connector(Dial(self.way.clone()));
-        match tokio::time::timeout(config.dial_timeout.max(SHORTEST_DIAL), dial).await {
+        match tokio::time::timeout(dial_timeout, dial).await {
             Ok(Ok(channel)) => Ok(channel),
             Ok(Err(error)) => Err(root_cause(&error)),
             Err(_) => Err(format!("dial {}: no answer", self.text)),

@@ -78,9 +78,7 @@ impl KeepAlive {
             };
             match received {
                 Ok(Some(response)) => return Ok(response),
-                Err(status) if !matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal) => {
-                    return Err(status.into());
-                }
+                Err(status) if is_final(&status) => return Err(status.into()),
                 Ok(None) | Err(_) => self.stream = None,
             }
             tokio::time::sleep(PAUSE).await;
@@ -88,12 +86,18 @@ impl KeepAlive {
     }
 }
 
+/// Whether asking again is of no use. All other trouble may pass while the lease lives.
+fn is_final(status: &tonic::Status) -> bool {
+    use Code::{InvalidArgument, NotFound, PermissionDenied, Unauthenticated, Unimplemented};
+    matches!(status.code(), InvalidArgument | NotFound | PermissionDenied | Unauthenticated | Unimplemented)
+}
+
 async fn open(client: &Client, id: i64) -> Result<Stream, Error> {
     let opened = client.run(Class::Repeatable, |channel, envelope: Envelope| {
         let (requests, receiver) = mpsc::channel(1);
         let sent = requests.try_send(LeaseKeepAliveRequest { id });
         debug_assert!(sent.is_ok(), "the queue is new");
-        let request = envelope.request(ReceiverStream::new(receiver));
+        let request = envelope.stream(ReceiverStream::new(receiver));
         async move {
             let responses = LeaseClient::new(channel).lease_keep_alive(request).await?;
             Ok(responses.map(|responses| Stream { requests, responses }))

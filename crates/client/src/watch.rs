@@ -59,9 +59,8 @@ impl Watcher {
                         return Ok(response);
                     }
                 }
-                Ok(None) => self.stream = None,
                 Err(status) if ends_the_watch(&status) => return Err(status.into()),
-                Err(_) => {
+                Ok(None) | Err(_) => {
                     self.stream = None;
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -85,7 +84,7 @@ impl Watcher {
             let create = RequestUnion::CreateRequest(self.request.clone());
             let sent = requests.try_send(WatchRequest { request_union: Some(create) });
             debug_assert!(sent.is_ok(), "the queue is new");
-            let mut request = envelope.request(ReceiverStream::new(receiver));
+            let mut request = envelope.stream(ReceiverStream::new(receiver));
             if self.requires_leader {
                 request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
             }

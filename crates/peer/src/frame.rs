@@ -386,6 +386,7 @@ pub(crate) fn decode_message(frame: Bytes) -> Result<Message, FrameError> {
 /// Walks over the outermost fields of a message and counts what repeats.
 fn check_content(mut frame: &[u8]) -> Result<(), FrameError> {
     const ENTRIES: u32 = 7;
+    const SNAPSHOT: u32 = 9;
     const RESPONSES: u32 = 14;
     let mut entries = 0;
     while frame.has_remaining() {
@@ -397,9 +398,31 @@ fn check_content(mut frame: &[u8]) -> Result<(), FrameError> {
         if wire_type == prost::encoding::WireType::LengthDelimited {
             let length = decode_varint(&mut frame)?;
             let length = usize::try_from(length).unwrap_or(usize::MAX).min(frame.len());
+            if number == SNAPSHOT {
+                check_snapshot(&frame[..length])?;
+            }
             frame.advance(length); // a length beyond the end is for the decoder to refuse
         } else {
             skip_field(wire_type, number, &mut frame, prost::encoding::DecodeContext::default())?;
+        }
+    }
+    Ok(())
+}
+
+/// Walks over the outermost fields of a snapshot. Its metadata names the members, each in one byte that becomes eight.
+fn check_snapshot(mut snapshot: &[u8]) -> Result<(), FrameError> {
+    const METADATA: u32 = 2;
+    while snapshot.has_remaining() {
+        let (number, wire_type) = decode_key(&mut snapshot)?;
+        if wire_type == prost::encoding::WireType::LengthDelimited {
+            let length = decode_varint(&mut snapshot)?;
+            let length = usize::try_from(length).unwrap_or(usize::MAX).min(snapshot.len());
+            if number == METADATA && length > TRUSTED_BYTES {
+                return Err(FrameError::TooMany);
+            }
+            snapshot.advance(length); // as above
+        } else {
+            skip_field(wire_type, number, &mut snapshot, prost::encoding::DecodeContext::default())?;
         }
     }
     Ok(())

@@ -42,8 +42,6 @@ const MAX_INCOMING: usize = 4;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a receiver may take to answer after the last byte: it syncs the file first.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// A rate is kept over so long; shorter naps would not be kept exactly.
-const LONGEST_NAP: Duration = Duration::from_millis(100);
 
 /// Where the file to send comes from.
 pub(crate) type Source = Box<dyn Iterator<Item = io::Result<Bytes>> + Send>;
@@ -117,8 +115,7 @@ async fn deliver(hub: &Hub, peer: &Peer, message: &Message, source: Source) -> R
         let wire = Wire::connect(&url, hub.config.dial_timeout).await?.with_write_timeout(WRITE_TIMEOUT);
         let (mut sender, connection) = handshake(wire).await?;
         let (pieces, arriving) = mpsc::channel(QUEUED_PIECES);
-        let bytes_per_second = hub.config.snapshot_bytes_per_second;
-        tokio::task::spawn_blocking(move || pull(source, bytes_per_second, &pieces));
+        tokio::task::spawn_blocking(move || pull(source, &pieces));
 
         let mut head = BytesMut::with_capacity(8 + message.encoded_len());
         head.put_u64(message.encoded_len() as u64);
@@ -162,10 +159,8 @@ async fn deliver(hub: &Hub, peer: &Peer, message: &Message, source: Source) -> R
     result
 }
 
-/// Pulls a file's pieces and passes them on, no faster than they are taken and than allowed. Runs on its own thread.
-fn pull(source: Source, bytes_per_second: u64, pieces: &mpsc::Sender<Piece>) {
-    let begun = Instant::now();
-    let mut sent_bytes = 0;
+/// Pulls a file's pieces and passes them on, no faster than they are taken. Runs on its own thread.
+fn pull(source: Source, pieces: &mpsc::Sender<Piece>) {
     for piece in source {
         let mut piece = match piece {
             Ok(piece) => piece,
@@ -176,17 +171,8 @@ fn pull(source: Source, bytes_per_second: u64, pieces: &mpsc::Sender<Piece>) {
         };
         while !piece.is_empty() {
             let part = piece.split_to(piece.len().min(PIECE_BYTES));
-            sent_bytes += part.len() as u64;
             if pieces.blocking_send(Piece::Data(part)).is_err() {
                 return;
-            }
-            if bytes_per_second > 0 {
-                let due = begun + Duration::from_secs_f64(sent_bytes as f64 / bytes_per_second as f64);
-                while let Some(wait) = due.checked_duration_since(Instant::now())
-                    && !pieces.is_closed()
-                {
-                    std::thread::sleep(wait.min(LONGEST_NAP));
-                }
             }
         }
     }

@@ -44,8 +44,6 @@ pub struct Config {
     /// What may wait for one stream of one peer, in encoded bytes (the data of entries is shared, not copied). One
     /// message always fits. More is dropped, and raft sends it again.
     pub max_queued_bytes: usize,
-    /// How fast a snapshot's file is sent to one peer; 0 = as fast as it goes.
-    pub snapshot_bytes_per_second: u64,
 }
 
 impl Config {
@@ -59,7 +57,6 @@ impl Config {
             min_cluster_version: "3.0.0",
             dial_timeout: Duration::from_secs(3),
             max_queued_bytes: 64 << 20,
-            snapshot_bytes_per_second: 0,
         }
     }
 }
@@ -302,8 +299,8 @@ impl Transport {
     }
 
     /// Sends a snapshot: `message` (a MsgSnap with metadata and data), then the pieces of a bbolt file. The pieces are
-    /// pulled on a thread of their own, no faster than the peer takes them and [`Config::snapshot_bytes_per_second`]
-    /// allows. [`Local::report_snapshot`] tells what came of it.
+    /// pulled on a thread of their own, no faster than the peer takes them; `body` may take its time (a few seconds at most,
+    /// or the peer gives up). [`Local::report_snapshot`] tells what came of it.
     pub fn send_snapshot(&self, message: Message, body: Box<dyn Iterator<Item = io::Result<Bytes>> + Send>) {
         self.shared.order(Order::Snapshot { message: Box::new(message), body });
     }

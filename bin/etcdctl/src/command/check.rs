@@ -22,6 +22,8 @@ const LARGEST_STDDEV: Duration = Duration::from_millis(100);
 const ENOUGH: f64 = 0.9;
 /// How large an answer of `/metrics` may be, in bytes.
 const METRICS_BOUND: usize = 16 << 20;
+/// How long it may take.
+const METRICS_PATIENCE: Duration = Duration::from_secs(10);
 
 const fn flags(prefix: &'static str) -> [Flag; 4] {
     [
@@ -282,11 +284,15 @@ fn datascale(call: &Call) -> Result<(), Failure> {
 /// `process_resident_memory_bytes` of the server at an endpoint.
 async fn resident_memory(endpoint: &str) -> io::Result<f64> {
     let authority = endpoint.strip_prefix("http://").unwrap_or(endpoint).trim_end_matches('/');
-    let mut stream = tokio::net::TcpStream::connect(authority).await?;
-    let request = format!("GET /metrics HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
+    // HTTP/1.0, so that the answer does not come in chunks.
+    let request = format!("GET /metrics HTTP/1.0\r\nHost: {authority}\r\n\r\n");
     let mut answer = Vec::new();
-    stream.take(METRICS_BOUND as u64).read_to_end(&mut answer).await?;
+    tokio::time::timeout(METRICS_PATIENCE, async {
+        let mut stream = tokio::net::TcpStream::connect(authority).await?;
+        stream.write_all(request.as_bytes()).await?;
+        stream.take(METRICS_BOUND as u64).read_to_end(&mut answer).await
+    })
+    .await??;
     let text = String::from_utf8_lossy(&answer);
     let mut values = text.lines().filter_map(|line| line.strip_prefix("process_resident_memory_bytes "));
     let missing = || io::Error::other("no process_resident_memory_bytes");

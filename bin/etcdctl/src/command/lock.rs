@@ -7,6 +7,7 @@ use crate::output::kv::Pairs;
 use client::{Election, Error, Get, Mutex, Session};
 use proto::etcdserverpb::RangeResponse;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::process::ExitStatusExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -145,6 +146,7 @@ fn elect(call: &Call) -> Result<(), Failure> {
             let observed = Election::observe(&client, &name, |leader| {
                 let answer = RangeResponse { kvs: vec![leader.clone()], count: 1, ..Default::default() };
                 shown = printer.show(&Pairs { answer: &answer, values_only: false });
+                if shown.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             });
             tokio::select! {
                 observed = observed => observed?,

@@ -4,17 +4,14 @@ use crate::call::{Call, Failure, GLOBAL_FLAGS};
 use crate::cli::{self, Command, Group, list_flags};
 use crate::flags::Kind;
 use crate::terminal;
-
-/// The etcd that we match; the same as `etcd --version` and the wire name.
-const VERSION: &str = "3.7.1";
-const API_VERSION: &str = "3.7";
+use proto::{API_VERSION, ETCD_VERSION};
 
 pub const VERSION_COMMAND: Command = Command {
     name: "version",
     about: "Prints the version of etcdctl",
     example: "etcdctl version",
     run: Some(|_| {
-        terminal::say(&format!("etcdctl version: {VERSION}\nAPI version: {API_VERSION}"));
+        terminal::say(&format!("etcdctl version: {ETCD_VERSION}\nAPI version: {API_VERSION}"));
         Ok(())
     }),
     ..Command::NONE
