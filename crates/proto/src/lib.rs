@@ -5,6 +5,16 @@
 //! does not use generated service code (see `crates/api`).
 #![allow(missing_docs, clippy::all, rustdoc::invalid_html_tags)]
 
+/// The etcd that all programs here match, on the wire and in what they print: kube-apiserver and others switch features on
+/// by it.
+pub const ETCD_VERSION: &str = "3.7.1";
+
+/// Version of the cluster and of the storage format that goes with [`ETCD_VERSION`].
+pub const CLUSTER_VERSION: &str = "3.7.0";
+
+/// Version of the API that goes with [`ETCD_VERSION`].
+pub const API_VERSION: &str = "3.7";
+
 /// Keys, values and events.
 pub mod mvccpb {
     include!(concat!(env!("OUT_DIR"), "/mvccpb.rs"));

@@ -32,8 +32,8 @@ const NEVER: u64 = u64::MAX;
 /// What a keep-alive did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
-    /// The lease lives on for `ttl` seconds. `clear_checkpoint`: a shorter remaining TTL is on record in the log and
-    /// should be cleared by proposing a checkpoint of 0 for it.
+    /// The lease lives on for `ttl` seconds. `clear_checkpoint`: a shorter remaining TTL is on record, with which a later
+    /// leader would begin. A checkpoint of 0 must have been applied before the client is told.
     Renewed {
         /// Seconds.
         ttl: i64,
@@ -138,10 +138,15 @@ impl Inner {
         }
     }
 
-    /// Gives a lease its time, counted from now.
+    /// Gives a lease its TTL, or what was put on record of it, counted from now.
     fn refresh(&mut self, id: i64, now_ms: u64, extend_ms: u64) {
         let Some(lease) = self.leases.get(&id) else { return };
-        let expiry_ms = now_ms.saturating_add(extend_ms).saturating_add(lease.remaining_ms());
+        self.run_for(id, now_ms, extend_ms.saturating_add(lease.remaining_ms()));
+    }
+
+    /// Lets a lease end so long from now.
+    fn run_for(&mut self, id: i64, now_ms: u64, ms: u64) {
+        let expiry_ms = now_ms.saturating_add(ms);
         self.schedule(id, expiry_ms, expiry_ms);
         self.schedule_checkpoint(id, now_ms);
     }
@@ -164,9 +169,9 @@ impl Lessor {
         if lease.expiry_ms <= now_ms {
             return Renewal::Expired;
         }
-        let clear_checkpoint = std::mem::take(&mut lease.remaining_ttl) > 0;
+        let clear_checkpoint = lease.remaining_ttl > 0;
         let ttl = lease.ttl;
-        inner.refresh(id, now_ms, 0);
+        inner.run_for(id, now_ms, ttl.unsigned_abs().saturating_mul(1_000));
         Renewal::Renewed { ttl, clear_checkpoint }
     }
 
@@ -482,8 +487,12 @@ mod tests {
         lessor.demote();
         lessor.promote(310 * SECOND, 0);
         assert_eq!(lessor.time_to_live(1, false, 310 * SECOND).map(|answer| answer.ttl), Some(700));
-        assert_eq!(lessor.renew(1, 320 * SECOND), Renewal::Renewed { ttl: 1_000, clear_checkpoint: true });
+        for _until_it_is_cleared in 0..2 {
+            assert_eq!(lessor.renew(1, 320 * SECOND), Renewal::Renewed { ttl: 1_000, clear_checkpoint: true });
+        }
+        assert_eq!(lessor.checkpoint(1, 0).map(|row| row.remaining_ttl), Ok(0));
         assert_eq!(lessor.renew(1, 320 * SECOND), Renewal::Renewed { ttl: 1_000, clear_checkpoint: false });
+        assert_eq!(lessor.time_to_live(1, false, 320 * SECOND).map(|answer| answer.ttl), Some(1_000));
     }
 
     #[test]

@@ -90,20 +90,16 @@ pub fn load_newest_available(
     Ok(None)
 }
 
-/// Removes the oldest files until at most `keep` of each kind (`.snap`, `.snap.db`) are left (0: keeps all); returns how
-/// many went.
+/// Removes the oldest `.snap` files until at most `keep` are left (0: keeps all); returns how many went.
 pub fn purge(disk: &dyn Disk, dir: &Path, keep: usize) -> Result<usize, SnapError> {
     if keep == 0 {
         return Ok(0);
     }
-    let mut removed = 0;
-    for suffix in [".snap", ".snap.db"] {
-        let names = names(disk, dir, suffix)?;
-        for name in names.iter().take(names.len().saturating_sub(keep)) {
-            let path = dir.join(name);
-            disk.remove(&path).map_err(failed(&path, "remove an old snapshot file"))?;
-            removed += 1;
-        }
+    let names = names(disk, dir, ".snap")?;
+    let removed = names.len().saturating_sub(keep);
+    for name in names.iter().take(removed) {
+        let path = dir.join(name);
+        disk.remove(&path).map_err(failed(&path, "remove an old snapshot file"))?;
     }
     if removed > 0 {
         disk.sync_dir(dir).map_err(failed(dir, "sync the snapshot directory"))?;

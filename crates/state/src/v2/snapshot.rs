@@ -178,6 +178,9 @@ fn stored(node: NodeJson) -> Result<Stored, String> {
         Some(children) => {
             let mut nodes = BTreeMap::new();
             for (name, child) in children {
+                if name.is_empty() || name.contains('/') {
+                    return Err(format!("{name:?} is not the name of a node"));
+                }
                 nodes.insert(name, Arc::new(stored(child)?));
             }
             Content::Dir(nodes)

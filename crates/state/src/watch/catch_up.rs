@@ -39,15 +39,6 @@ impl Interest {
         if deleted { !self.no_delete } else { !self.no_put }
     }
 
-    fn contains(&self, key: &[u8]) -> bool {
-        let start = self.range.start.as_ref();
-        match &self.range.end {
-            RangeEnd::Single => key == start,
-            RangeEnd::Unbounded => key >= start,
-            RangeEnd::Before(end) => key >= start && key < end.as_ref(),
-        }
-    }
-
     /// The event as this watcher wants to see it.
     pub(super) fn framed(&self, event: &Event, store: &Store) -> Result<Bytes, StoreError> {
         if self.prev_kv { event.framed_with_previous(store) } else { Ok(event.framed()) }
@@ -76,7 +67,7 @@ pub(super) fn slice_of_feed(
     for batch in batches {
         slice.cost += batch.events.len();
         for event in &batch.events {
-            if interest.takes(event.deleted) && interest.contains(event.key()) {
+            if interest.takes(event.deleted) && interest.range.contains(event.key()) {
                 let framed = interest.framed(event, store)?;
                 bytes += framed.len();
                 slice.events.push(framed);
