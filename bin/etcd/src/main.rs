@@ -24,7 +24,18 @@ fn return_memory_at_once() {
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 0) }
 }
 
+/// A thread that panics takes the process with it. What it worked on is half changed, and the others would go on with
+/// that; a restart goes on from what is on disk.
+fn abort_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
+}
+
 fn main() -> ExitCode {
+    abort_on_panic();
     return_memory_at_once();
     let command: Vec<String> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     if let Some(program @ ("gateway" | "grpc-proxy" | "rpc-proxy")) = command.get(1).map(String::as_str) {

@@ -44,10 +44,22 @@ pub(crate) fn snapshot_file_name(index: u64) -> String {
     format!("{index:016x}.snap.db")
 }
 
+/// The end of the name of one that is being received.
+pub(crate) const PARTIAL: &str = ".part";
+
+/// Removes what a stop has left of deliveries. For the start, when none is under way.
+pub(crate) fn remove_partial(disk: &dyn Disk, dir: &Path) {
+    remove_files(disk, dir, |name| name.ends_with(PARTIAL));
+}
+
 /// Removes received bbolt files up to this index: installed, or overtaken before they could be.
 pub(crate) fn remove_received(disk: &dyn Disk, dir: &Path, index: u64) {
+    remove_files(disk, dir, |name| received_index(name).is_some_and(|of| of <= index));
+}
+
+fn remove_files(disk: &dyn Disk, dir: &Path, is_meant: impl Fn(&str) -> bool) {
     let names = disk.list(dir).unwrap_or_default();
-    for name in names.iter().filter(|name| received_index(name).is_some_and(|of| of <= index)) {
+    for name in names.iter().filter(|name| is_meant(name)) {
         if let Err(error) = disk.remove(&dir.join(name)) {
             tracing::warn!(%error, file = name, "cannot remove a snapshot that is no longer needed");
         }
@@ -258,15 +270,21 @@ fn is_little(jobs: &VecDeque<ApplyJob>) -> bool {
     entries.by_ref().take(FEW).all(is_small_put) && entries.next().is_none()
 }
 
-/// Applies what is queued on the calling thread, if that is little and nobody else is at it. The apply thread flushes
-/// it later.
+/// Applies what is queued on the calling thread, if that is little and nobody else is at it. The apply thread is told to
+/// flush it later.
 pub(crate) fn apply_little(node: &Node) {
-    let Some(mut runner) = node.runner.try_lock() else { return };
-    let Some(runner) = runner.as_mut() else { return };
-    if node.apply_queue.take_if(&mut runner.jobs, is_little)
-        && let Err(error) = runner.turn(node)
-    {
+    let Some(mut guard) = node.runner.try_lock() else { return };
+    let Some(runner) = guard.as_mut() else { return };
+    if !node.apply_queue.take_if(&mut runner.jobs, is_little) {
+        return;
+    }
+    let was_clean = runner.dirty_since.is_none();
+    if let Err(error) = runner.turn(node) {
         node.fail(&crate::chain(&error));
+    }
+    drop(guard);
+    if was_clean {
+        node.apply_queue.push(ApplyJob::Entries(Vec::new()));
     }
 }
 

@@ -16,6 +16,7 @@ use wal::{Entry, EntryKind, HardState, Identity, SnapshotMark, Wal, WalError};
 
 use crate::applier;
 use crate::takeover::{self, TakeoverError};
+use crate::versions;
 
 /// What has to be known to start a member.
 #[derive(Clone, Debug)]
@@ -115,6 +116,7 @@ pub(crate) fn boot(disk: &Arc<dyn Disk>, plan: &Plan, seed: u64) -> Result<Boote
         disk.create_dir_all(dir).map_err(|source| BootError::DataDir { path: plan.data_dir.clone(), source })?;
     }
     let lock = lock(disk.as_ref(), &member_dir, &plan.data_dir)?;
+    applier::remove_partial(disk.as_ref(), &snap_dir);
     let exists = Wal::exists(disk.as_ref(), &plan.wal_dir)
         .map_err(|source| BootError::DataDir { path: plan.wal_dir.clone(), source })?;
     let (store, mut writer, mut mark) = Store::open(Arc::clone(disk), &store_dir, Options::default())?;
@@ -132,6 +134,7 @@ pub(crate) fn boot(disk: &Arc<dyn Disk>, plan: &Plan, seed: u64) -> Result<Boote
     if exists {
         install_received(disk, plan, &snap_dir, &mut state, &mut mark)?;
     }
+    applier::remove_received(disk.as_ref(), &snap_dir, mark.index);
     tracing::info!("current-rev" = reader.revision(), "kvstore restored");
     let opened = match &founding {
         Some(founding) => create(disk, plan, &mark, founding)?,
@@ -212,7 +215,7 @@ fn open(disk: &Arc<dyn Disk>, plan: &Plan, mark: &Mark) -> Result<Opened, BootEr
     if let Some(repair) = &replay.repaired {
         tracing::warn!(repair = ?repair, "repaired the torn end of the write-ahead log");
     }
-    if replay.entries.is_empty() && from.index == 0 && !plan.joins {
+    if replay.entries.is_empty() && from.index == 0 && founds(plan, &replay.identity) {
         // The process ended between making the log and writing the initial members into it: nothing was promised yet.
         return begin(plan, mark, wal, replay.identity);
     }
@@ -359,11 +362,7 @@ fn check_versions(known: &peer::Members) -> Result<(), BootError> {
     let caller = peer::Caller::new(ASK_FOUNDER);
     for url in known.members.iter().filter(|m| !m.client_urls.is_empty()).flat_map(|m| &m.peer_urls) {
         let Ok(Ok(version)) = peer::blocking(caller.version(url)) else { continue };
-        let parts = |version: &str| -> Option<(u64, u64)> {
-            let mut parts = version.split('.').map(str::parse);
-            Some((parts.next()?.ok()?, parts.next()?.ok()?))
-        };
-        if parts(&version.cluster) > parts(crate::CLUSTER_VERSION) {
+        if versions::parse(&version.cluster) > versions::parse(crate::CLUSTER_VERSION) {
             return Err(BootError::Cluster(format!(
                 "incompatible with current running cluster: its version is {}, and this is etcd {}",
                 version.cluster,
@@ -425,7 +424,6 @@ fn install_received(
         .ok_or_else(|| BootError::Mismatch(format!("there is no .snap file for {}", path.display())))?;
     let installed = applier::install_file(disk.as_ref(), state, &path, &snap).map_err(failed)?;
     *mark = installed.mark;
-    applier::remove_received(disk.as_ref(), snap_dir, newest.index);
     Ok(())
 }
 
@@ -493,6 +491,16 @@ fn initial_members(plan: &Plan) -> Result<Vec<members::Member>, BootError> {
         .collect();
     initial.sort_by_key(|m| m.id);
     Ok(initial)
+}
+
+/// Whether the log of this member belongs to the cluster that the flags describe, and was to begin it. One that has joined
+/// a cluster gets its first entries from the others, whatever the flags say by now.
+fn founds(plan: &Plan, identity: &Identity) -> bool {
+    !plan.joins
+        && initial_members(plan).is_ok_and(|members| {
+            let ids: Vec<u64> = members.iter().map(|m| m.id).collect();
+            ids.contains(&identity.node_id) && members::cluster_id(&ids) == identity.cluster_id
+        })
 }
 
 /// Writes the first entries of a new log, committed by decree: every initial member starts from the same ones.

@@ -1,7 +1,7 @@
 //! The raft actor: turns events into log writes, messages, committed entries and answered reads.
 //!
-//! It never touches a disk, a socket or a clock. The thread that owns it (`member::run_consensus`) takes events from
-//! a queue and passes on what comes out.
+//! It never touches a disk, a socket or a clock. Whoever brings an event takes its turn with it and passes on what comes
+//! out (`drive`).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -102,8 +102,8 @@ pub(crate) struct Consensus {
     batch: Vec<Bytes>,
     /// What this member has decided as the leader of a term.
     decisions: Vec<(Bytes, u64)>,
-    /// Proposals that arrived while there was no leader.
-    held: VecDeque<Bytes>,
+    /// Proposals that arrived while there was no leader, with the tick of their arrival.
+    held: VecDeque<(u64, Bytes)>,
     /// Reads that no read index has been asked for yet, with the tick of their arrival.
     reads: Vec<(u64, Reply)>,
     /// Reads whose read index is on its way, by context.
@@ -125,8 +125,8 @@ pub(crate) struct Consensus {
     log_synced: u64,
     /// Since when the log has made no headway although it has something to sync.
     log_stalled_at: u64,
-    /// Membership changes to propose.
-    conf_changes: Vec<(Bytes, u64)>,
+    /// Membership changes to propose, in the order of their arrival.
+    conf_changes: Vec<ConfProposal>,
     /// A handing over of the leadership under way.
     transfer: Option<Transfer>,
     /// The leader when last looked at.
@@ -135,6 +135,15 @@ pub(crate) struct Consensus {
     succession: Option<u64>,
     refused: Vec<(u64, Error)>,
     fatal: Option<String>,
+}
+
+#[derive(Debug)]
+struct ConfProposal {
+    /// The tick of its arrival.
+    at: u64,
+    data: Bytes,
+    /// The request to tell when it is refused; 0 = nobody here.
+    request: u64,
 }
 
 #[derive(Debug)]
@@ -196,7 +205,9 @@ impl Consensus {
             Event::Propose(data) => self.batch.push(data),
             Event::Read(reply) => self.reads.push((self.ticks, reply)),
             Event::ProposeAsLeader(data, term) => self.decisions.push((data, term)),
-            Event::ProposeConfChange(data, id) => self.conf_changes.push((data, id)),
+            Event::ProposeConfChange(data, request) => {
+                self.conf_changes.push(ConfProposal { at: self.ticks, data, request });
+            }
             Event::Persisted(number) => {
                 self.driver.persisted(number);
                 self.log_synced = self.log_synced.max(number);
@@ -242,9 +253,16 @@ impl Consensus {
         if !handing_over {
             return self.driver.step(message);
         }
-        let entries = message.entries.into_iter();
-        let normal = entries.filter(|entry| entry.r#type() == raftpb::EntryType::EntryNormal);
-        self.hold(normal.filter_map(|entry| entry.data));
+        for entry in message.entries {
+            let kind = entry.r#type();
+            match entry.data {
+                Some(data) if kind == raftpb::EntryType::EntryNormal => self.hold(std::iter::once(data)),
+                Some(data) if kind == raftpb::EntryType::EntryConfChange => {
+                    self.conf_changes.push(ConfProposal { at: self.ticks, data, request: 0 });
+                }
+                _ => {}
+            }
+        }
         Ok(())
     }
 
@@ -252,6 +270,7 @@ impl Consensus {
         self.ticks += 1;
         self.driver.tick();
         self.retry_reads();
+        self.give_up_late();
         let status = self.driver.status();
         // Heartbeats need no disk, so the others would follow a leader that can commit nothing.
         let stalled = self.log_sent != self.log_synced && self.ticks - self.log_stalled_at > self.limits.election;
@@ -415,7 +434,7 @@ impl Consensus {
         let can_propose = status.leader != 0 && status.transfer_to == 0;
         if can_propose && !self.held.is_empty() {
             let held = std::mem::take(&mut self.held);
-            self.batch.splice(0..0, held);
+            self.batch.splice(0..0, held.into_iter().map(|(_, data)| data));
         }
         if self.batch.is_empty() {
             return;
@@ -435,13 +454,28 @@ impl Consensus {
     /// client is told `request timed out`.
     fn hold(&mut self, proposals: impl Iterator<Item = Bytes>) {
         let room = MAX_WITHOUT_LEADER.saturating_sub(self.held.len());
-        self.held.extend(proposals.take(room));
+        let now = self.ticks;
+        self.held.extend(proposals.take(room).map(|data| (now, data)));
+    }
+
+    /// What has waited for a leader for as long as a request may take is forgotten: its client was told that it timed out,
+    /// and has perhaps written something else since.
+    fn give_up_late(&mut self) {
+        let late = |at: u64| self.ticks - at >= self.limits.timeout;
+        self.held.retain(|(at, _)| !late(*at));
+        for late in self.conf_changes.extract_if(.., |proposal| late(proposal.at)) {
+            self.refused.push((late.request, Error::Timeout));
+        }
     }
 
     fn propose_conf_changes(&mut self) {
-        for (data, id) in std::mem::take(&mut self.conf_changes) {
+        let status = self.driver.status();
+        if status.leader == 0 || status.transfer_to != 0 {
+            return;
+        }
+        for ConfProposal { data, request, .. } in std::mem::take(&mut self.conf_changes) {
             if let Err(error) = self.driver.propose_conf_change(data) {
-                self.refused.push((id, Error::Internal(error.to_string())));
+                self.refused.push((request, Error::Internal(error.to_string())));
             }
         }
     }

@@ -336,14 +336,9 @@ fn raise_alarm(node: &Node, member_id: u64) {
     if node.state().alarms(kind as i32).iter().any(|alarm| alarm.member_id == member_id) {
         return;
     }
-    node.propose_as_leader(pb::InternalRaftRequest {
-        alarm: Some(pb::AlarmRequest {
-            action: pb::alarm_request::AlarmAction::Activate as i32,
-            member_id,
-            alarm: kind as i32,
-        }),
-        ..Default::default()
-    });
+    let action = pb::alarm_request::AlarmAction::Activate as i32;
+    let alarm = Some(pb::AlarmRequest { action, member_id, alarm: kind as i32 });
+    node.propose_as_leader(node.term(), pb::InternalRaftRequest { alarm, ..Default::default() });
 }
 
 /// Another member's answer.

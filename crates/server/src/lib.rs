@@ -29,11 +29,7 @@ mod waiters;
 pub use bootstrap::BootError;
 pub use run::{Exit, StartError, run};
 
-/// The etcd that this server matches on the wire: kube-apiserver and others switch features on by it.
-pub const ETCD_VERSION: &str = "3.7.1";
-
-/// Version of the cluster and of the storage format that goes with [`ETCD_VERSION`].
-pub const CLUSTER_VERSION: &str = "3.7.0";
+pub use proto::{CLUSTER_VERSION, ETCD_VERSION};
 
 /// An error with everything that caused it, for a log line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

@@ -31,7 +31,10 @@ pub(crate) struct Bound {
     pub(crate) url: String,
 }
 
-/// Binds an address.
+/// How long a connection may be silent before the kernel asks the other side, and between two such questions.
+const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// Binds an address. Accepted sockets inherit its options.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = socket2::Socket::new(
         socket2::Domain::for_address(address),
@@ -40,6 +43,8 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     )?;
     // A restarted member must get its port back although old connections linger.
     socket.set_reuse_address(true)?;
+    // What a vanished client's connection holds is given back; etcd's listeners ask at the same times.
+    socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE))?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;

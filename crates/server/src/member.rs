@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use prost::Message as _;
 use proto::etcdserverpb as pb;
 use proto::{membershippb, raftpb, v2pb};
+use state::lease::Renewal;
 use state::{Error, Reader};
 
 use crate::applier::{ApplyJob, Runner};
@@ -21,6 +22,7 @@ use crate::consensus::Event;
 use crate::drive::Core;
 use crate::image;
 use crate::log_writer::LogJob;
+use crate::peers::ask;
 use crate::queue::{PushError, Queue};
 use crate::upkeep::UpkeepJob;
 use crate::versions::Versions;
@@ -43,6 +45,8 @@ pub(crate) struct Settings {
     pub(crate) snap_dir: PathBuf,
     pub(crate) strict_reconfig_check: bool,
     pub(crate) max_wals: usize,
+    /// Whether the remaining TTLs of leases are put on record from time to time.
+    pub(crate) checkpoints_leases: bool,
     pub(crate) max_snapshots: usize,
     pub(crate) snapshot_catchup_entries: u64,
     pub(crate) tick: Duration,
@@ -86,6 +90,10 @@ pub(crate) struct Node {
     pub(crate) hashing: Mutex<Option<store::HashKv>>,
     /// The members that a snapshot is being sent to, and since when.
     pub(crate) sending: Mutex<BTreeMap<u64, Instant>>,
+    /// Whether many entries were applied lately.
+    pub(crate) busy: AtomicBool,
+    /// Snapshots whose delivery to this member has begun.
+    pub(crate) deliveries: AtomicU64,
     /// This member takes no part yet: messages from the others are refused.
     pub(crate) held_back: AtomicBool,
     /// This member was removed and is about to stop.
@@ -164,6 +172,8 @@ impl Node {
             leader_lost_ms: AtomicU64::new(0),
             hashing: Mutex::default(),
             sending: Mutex::default(),
+            busy: AtomicBool::new(false),
+            deliveries: AtomicU64::new(0),
             held_back: AtomicBool::new(true),
             leaving: AtomicBool::new(false),
             identity,
@@ -186,6 +196,11 @@ impl Node {
             phase_changed: Condvar::new(),
             phase_lock: Mutex::new(None),
         }
+    }
+
+    /// Whether clients write, so that background work should take its time.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_leader(&self) -> bool {
@@ -293,30 +308,34 @@ impl Node {
     }
 
     /// Proposes that v2 nodes which have expired by now are removed, if this member still leads.
-    pub(crate) fn propose_v2_sync(&self) {
+    pub(crate) fn propose_v2_sync(&self, term: u64) {
         let request = v2pb::Request {
             id: Some(self.ids.next()),
             method: Some("SYNC".into()),
             time: Some(wall_clock_ns()),
             ..Default::default()
         };
-        self.tell(Event::ProposeAsLeader(request.encode_to_vec().into(), self.term()));
+        self.tell(Event::ProposeAsLeader(request.encode_to_vec().into(), term));
     }
 
-    /// Proposes what only a leader may decide. It is forgotten if this member no longer leads.
-    pub(crate) fn propose_as_leader(&self, mut request: pb::InternalRaftRequest) {
+    /// Proposes what only a leader may decide. It is forgotten if this member no longer leads in the term in which it
+    /// decided.
+    pub(crate) fn propose_as_leader(&self, term: u64, mut request: pb::InternalRaftRequest) {
         request.header = Some(pb::RequestHeader { id: self.ids.next(), ..Default::default() });
-        self.tell(Event::ProposeAsLeader(request.encode_to_vec().into(), self.term()));
+        self.tell(Event::ProposeAsLeader(request.encode_to_vec().into(), term));
     }
 
-    /// A renewed lease has its whole TTL before it again: what was noted of its rest no longer holds.
-    pub(crate) fn clear_checkpoint(&self, id: i64) {
-        self.propose_as_leader(pb::InternalRaftRequest {
-            lease_checkpoint: Some(pb::LeaseCheckpointRequest {
-                checkpoints: vec![pb::LeaseCheckpoint { id, remaining_ttl: 0 }],
-            }),
-            ..Default::default()
+    /// A renewed lease has its whole TTL before it again: what was noted of its rest no longer holds. Returns when every
+    /// later leader will know that.
+    pub(crate) async fn clear_checkpoint(&self, id: i64) -> Result<(), Error> {
+        let checkpoints = vec![pb::LeaseCheckpoint { id, remaining_ttl: 0 }];
+        let lease_checkpoint = Some(pb::LeaseCheckpointRequest { checkpoints });
+        let request = pb::InternalRaftRequest { lease_checkpoint, ..Default::default() };
+        let cleared = ask(|reply| {
+            self.propose(request, reply);
+            self.drive();
         });
+        cleared.await.map(drop)
     }
 
     /// A request was refused for want of space: the cluster is to know. Asked at most once a second; the alarm
@@ -504,10 +523,11 @@ impl Member for Node {
     }
 
     fn lease_renew(&self, id: i64, reply: Reply) {
-        let here = if self.read_is_local() { self.renew_here(id) } else { None };
+        let here = if self.read_is_local() { self.renew_here(id) } else { Renewal::NotPrimary };
         match here {
-            Some(outcome) => reply.send(outcome.map(Answer::Renewed)),
-            None => self.renew_lease(id, reply),
+            Renewal::Renewed { ttl, clear_checkpoint: false } => reply.send(Ok(Answer::Renewed(ttl))),
+            Renewal::Expired | Renewal::NotFound => reply.send(Ok(Answer::Renewed(0))),
+            Renewal::Renewed { .. } | Renewal::NotPrimary => self.renew_lease(id, reply),
         }
     }
 

@@ -4,13 +4,14 @@
 //! direction are the methods of [`Node`] here: messages and snapshots out, requests forwarded to the leader.
 
 use std::future::Future;
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use api::mailbox::Mailbox;
 use api::{Answer, Member as _, MemberChange, Outcome, Reply, TimeToLive};
+use bytes::Bytes;
 use disk::Open;
 use peer::{
     BoxFuture, CallError, Caller, HashError, HashKv, LeaseError, Local, PromoteError, RemainingLease, StepError,
@@ -19,16 +20,22 @@ use proto::raftpb;
 use state::Error;
 use state::lease::Renewal;
 
-use crate::applier::snapshot_file_name;
+use crate::applier::{PARTIAL, snapshot_file_name};
 use crate::consensus::Event;
 use crate::member::Node;
 
+/// How fast a snapshot is sent while clients write: they should not notice.
+const BUSY_BYTES_PER_SECOND: u64 = 32 << 20;
+/// And while they do not.
+const IDLE_BYTES_PER_SECOND: u64 = 256 << 20;
 /// Snapshots on their way to other members at a time; what is asked for beyond that is asked again later.
 const MAX_SNAPSHOTS: u64 = 16;
 /// After a snapshot has been delivered its receiver still has to install it, and then needs the log from there on.
 const KEEP_LOG_AFTER_SNAPSHOT_MS: u64 = 30_000;
 /// A piece of a received snapshot on its way to disk.
 const PIECE_BYTES: usize = 256 << 10;
+/// Bytes of a received snapshot after which it is synced: one sync at the end would keep the disk from the log for long.
+const RECEIVED_SYNC_BYTES: u64 = 4 << 20;
 /// Before a request to the leader is repeated.
 const RETRY: Duration = Duration::from_millis(50);
 /// How long one call of a peer may take.
@@ -94,17 +101,20 @@ impl Local for Link {
     fn save_snapshot(&self, message: &raftpb::Message, body: &mut dyn Read) -> Result<(), String> {
         let index = message.snapshot.as_ref().and_then(|s| s.metadata.as_ref()).and_then(|m| m.index).unwrap_or(0);
         let node = &self.0;
+        // What will be refused need not be written first.
+        node.accept(message).map_err(|error| error.to_string())?;
         let path = node.settings.snap_dir.join(snapshot_file_name(index));
-        // Written under another name: only a whole file is ever found under the right one.
-        let partial = path.with_extension("db.part");
+        // Written under another name, which no other delivery of the same snapshot has: only a whole file is ever found
+        // under the right one.
+        let partial = path.with_extension(format!("{}{PARTIAL}", node.deliveries.fetch_add(1, Ordering::Relaxed)));
         let metrics = &node.metrics;
         let from = format!("{:x}", message.from.unwrap_or(0));
         let in_flight = metrics.snapshot_receive_inflights.with_label_values(&[&from]);
         in_flight.inc();
         let begun = Instant::now();
-        let mut save = || -> std::io::Result<u64> {
+        let mut save = || -> io::Result<u64> {
             let file = node.disk.open(&partial, Open::Truncate)?;
-            let (mut piece, mut at) = (vec![0; PIECE_BYTES], 0);
+            let (mut piece, mut at, mut synced) = (vec![0; PIECE_BYTES], 0, 0);
             loop {
                 let read = body.read(&mut piece)?;
                 if read == 0 {
@@ -112,6 +122,10 @@ impl Local for Link {
                 }
                 file.write_at(&piece[..read], at)?;
                 at += read as u64;
+                if at - synced >= RECEIVED_SYNC_BYTES {
+                    file.sync()?;
+                    synced = at;
+                }
             }
             let syncing = Instant::now();
             file.sync()?;
@@ -223,6 +237,28 @@ pub(crate) async fn ask(question: impl FnOnce(Reply)) -> Outcome {
     deliveries.pop().map_or(Err(Error::Stopped), |delivery| delivery.outcome)
 }
 
+/// A snapshot's pieces at the rate at which they may leave now.
+struct Paced {
+    pieces: state::Pieces,
+    node: Arc<Node>,
+    /// When the next piece may leave.
+    due: Instant,
+}
+
+impl Iterator for Paced {
+    type Item = io::Result<Bytes>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let piece = self.pieces.next()?;
+        if let Ok(piece) = &piece {
+            let rate = if self.node.is_busy() { BUSY_BYTES_PER_SECOND } else { IDLE_BYTES_PER_SECOND };
+            std::thread::sleep(self.due.saturating_duration_since(Instant::now()));
+            self.due = self.due.max(Instant::now()) + Duration::from_secs_f64(piece.len() as f64 / rate as f64);
+        }
+        Some(piece)
+    }
+}
+
 impl Node {
     fn accept(&self, message: &raftpb::Message) -> Result<(), StepError> {
         if self.failed() {
@@ -263,7 +299,6 @@ impl Node {
         let spawned = std::thread::Builder::new().name("snapshot".into()).spawn(move || {
             let image = node.image();
             let index = image.index();
-            tracing::info!(to = %format!("{to:x}"), "snapshot-index" = index, "sending a database snapshot");
             message.snapshot = Some(raftpb::Snapshot {
                 data: Some(image.v2_json().clone()),
                 metadata: Some(raftpb::SnapshotMetadata {
@@ -272,7 +307,19 @@ impl Node {
                     term: Some(image.term()),
                 }),
             });
-            transport.send_snapshot(message, Box::new(image.into_pieces()));
+            let mut pieces = image.into_pieces();
+            // Goes through everything once, which takes its time: the receiver is not to wait for the first piece meanwhile.
+            match pieces.total_bytes() {
+                Ok(bytes) => {
+                    tracing::info!(to = %format!("{to:x}"), "snapshot-index" = index, bytes, "sending a database snapshot");
+                    let paced = Paced { pieces, node: Arc::clone(&node), due: Instant::now() };
+                    transport.send_snapshot(message, Box::new(paced));
+                }
+                Err(error) => {
+                    tracing::error!(%error, to = %format!("{to:x}"), "cannot make a database snapshot");
+                    node.snapshot_ended(to, false);
+                }
+            }
         });
         if spawned.is_err() {
             self.snapshot_ended(to, false);
@@ -304,25 +351,16 @@ impl Node {
         self.snapshots_out.load(Ordering::SeqCst) > 0 || self.now_ms() < self.keep_log_until_ms.load(Ordering::SeqCst)
     }
 
-    /// Renews a lease if this member leads, as far as it knows; `Ok(0)` if there is no such lease.
-    pub(crate) fn renew_here(&self, id: i64) -> Option<Result<i64, Error>> {
+    /// Renews a lease if this member leads, as far as it knows.
+    pub(crate) fn renew_here(&self, id: i64) -> Renewal {
         if !self.is_leader() {
-            return None;
+            return Renewal::NotPrimary;
         }
-        match self.state().lessor().renew(id, self.now_ms()) {
-            Renewal::Renewed { ttl, clear_checkpoint } => {
-                if clear_checkpoint {
-                    self.clear_checkpoint(id);
-                }
-                Some(Ok(ttl))
-            }
-            Renewal::Expired | Renewal::NotFound => Some(Ok(0)),
-            Renewal::NotPrimary => None,
-        }
+        self.state().lessor().renew(id, self.now_ms())
     }
 
     /// Renews a lease if this member leads, and knows it for certain: one that was paused or cut off may have a successor,
-    /// at which the lease goes on running out.
+    /// at which the lease goes on running out. `Ok(0)` if there is no such lease.
     pub(crate) async fn renew_as_leader(&self, id: i64) -> Option<Result<i64, Error>> {
         if !self.is_leader() {
             return None;
@@ -330,7 +368,16 @@ impl Node {
         if !self.read_is_local() {
             ask(|reply| self.read_index(reply)).await.ok()?;
         }
-        self.renew_here(id)
+        match self.renew_here(id) {
+            Renewal::Renewed { ttl, clear_checkpoint: false } => Some(Ok(ttl)),
+            Renewal::Renewed { ttl, clear_checkpoint: true } => match self.clear_checkpoint(id).await {
+                Ok(()) => Some(Ok(ttl)),
+                Err(Error::LeaseNotFound) => Some(Ok(0)),
+                Err(error) => Some(Err(error)),
+            },
+            Renewal::Expired | Renewal::NotFound => Some(Ok(0)),
+            Renewal::NotPrimary => None,
+        }
     }
 
     /// What is known of a lease if this member leads.

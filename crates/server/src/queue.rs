@@ -53,8 +53,9 @@ impl<T> Queue<T> {
         Ok(())
     }
 
-    /// Adds an item that must not be refused. Its producers bound themselves: each of these answers something that
-    /// was taken from this member's own queues before. Dropped when the consumer is gone.
+    /// Adds an item that must not be refused: it answers something that was taken from this member's own queues before, or
+    /// comes from a peer, whose messages the transport has bounded and whose sender waits for answers. Dropped when the
+    /// consumer is gone.
     pub(crate) fn push(&self, item: T) {
         let inner = self.inner.lock();
         if !inner.closed {

@@ -111,7 +111,7 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     };
     let metrics = Metrics::new(config.extensive_metrics);
     let starting = start(&config, disk, Arc::clone(&metrics), booted, for_peers, seed);
-    let (node, mut threads) = tokio::select! {
+    let Started { node, mut threads, lock } = tokio::select! {
         started = starting => started?,
         signal = signals.next() => return Ok(Exit::Signal(signal)),
     };
@@ -185,6 +185,8 @@ async fn live(config: Config) -> Result<Exit, StartError> {
                 tracing::error!("a thread of the member panicked");
             }
         }
+        // The data directory is another process's from here on.
+        drop(lock);
         failure(&node)
     });
     let failure = joined.await.unwrap_or_else(|e| Some(e.to_string()));
@@ -253,11 +255,16 @@ fn bind(urls: &[Url], message: &str) -> Result<Vec<TcpListener>, StartError> {
     urls.iter().map(|url| bind(url).map_err(|source| StartError::Listen { url: url.to_string(), source })).collect()
 }
 
-/// How fast a snapshot is sent to another member: what follows the log and writes meanwhile should not notice.
-const SNAPSHOT_BYTES_PER_SECOND: u64 = 128 << 20;
-
 /// What a thread of the member does.
 type ThreadBody = Box<dyn FnOnce(&Arc<Node>) + Send>;
+
+/// A member at work.
+struct Started {
+    node: Arc<Node>,
+    threads: Vec<JoinHandle<()>>,
+    /// Held as long as any of the threads may touch the data directory.
+    lock: Arc<dyn disk::File>,
+}
 
 /// Starts the member's threads.
 async fn start(
@@ -267,7 +274,7 @@ async fn start(
     booted: Booted,
     peer_listeners: Vec<TcpListener>,
     seed: u64,
-) -> Result<(Arc<Node>, Vec<JoinHandle<()>>), StartError> {
+) -> Result<Started, StartError> {
     let Booted { identity, wal, driver, state, reader, mark, conf_state, snapshot_index, fresh, remotes, lock } =
         booted;
     let quota_bytes = reader.quota_bytes();
@@ -289,6 +296,7 @@ async fn start(
         data_dir: config.data_dir.clone(),
         snap_dir: config.data_dir.join("member").join("snap"),
         strict_reconfig_check: config.strict_reconfig_check,
+        checkpoints_leases: config.features.lease_checkpoint,
         max_wals: usize::try_from(config.max_wals).unwrap_or(usize::MAX),
         max_snapshots: usize::try_from(config.max_snapshots).unwrap_or(usize::MAX),
         snapshot_catchup_entries: config.snapshot_catchup_entries,
@@ -348,7 +356,6 @@ async fn start(
         crate::ETCD_VERSION,
     );
     peer_config.max_queued_bytes = bootstrap::MAX_QUEUED_BYTES;
-    peer_config.snapshot_bytes_per_second = SNAPSHOT_BYTES_PER_SECOND;
     let link = Arc::new(Link(Arc::clone(&node)));
     let transport = peer::Transport::start(peer_config, peer_listeners, link)
         .map_err(|source| StartError::System { what: "cannot start the peer thread", source })?;
@@ -400,13 +407,11 @@ async fn start(
             node.upkeep_queue.close();
             node.spare_queue.close();
             node.waiters.stop();
-            // The data directory is another process's from here on.
-            drop(lock);
         }),
     )?;
     spawn("upkeep", Box::new(move |node| upkeep::run(node, upkeep)))?;
     spawn("spare", Box::new(zero_ahead))?;
-    Ok((node, threads))
+    Ok(Started { node, threads, lock })
 }
 
 /// The thread that writes the zeros of the log's next segment.

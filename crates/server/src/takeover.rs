@@ -12,7 +12,8 @@ use store::{Mark, Writer};
 use wal::snap::{self, SnapError, SnapFile};
 use wal::{Entry, EntryKind, SnapshotMark, Wal, WalError};
 
-/// Why the data of an etcd could not be taken over. Nothing has changed.
+/// Why the data of an etcd could not be taken over. Nothing has changed, but that the torn end of its log may have been cut
+/// off, as etcd does at every start.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeoverError {
     /// A file cannot be used.

@@ -13,7 +13,7 @@ use proto::etcdserverpb as pb;
 use wal::SnapshotMark;
 use wal::snap::{self, SnapFile};
 
-use crate::applier::{ApplyJob, SnapshotPlan};
+use crate::applier::{ApplyJob, SnapshotPlan, remove_received};
 use crate::compactor::Compactor;
 use crate::consensus::Event;
 use crate::log_writer::LogJob;
@@ -33,10 +33,12 @@ pub(crate) enum UpkeepJob {
 const LEASE_MS: u64 = 500;
 /// At most this many leases are revoked per look: etcd's rate of 1,000 a second.
 const LEASES_PER_LOOK: usize = 500;
-/// Remaining TTLs of long leases are noted in the log this often.
-const CHECKPOINT_MS: u64 = 5 * 60 * 1000;
 /// The v2 tree is told the time this often, as in etcd.
 const V2_SYNC_MS: u64 = 500;
+/// How much is applied is looked at this often,
+const LOOK_MS: u64 = 500;
+/// and so many entries in that time are a load that background work should not disturb.
+const BUSY_ENTRIES: u64 = 25;
 /// Old files are removed this often.
 const PURGE_MS: u64 = 30_000;
 /// Waits are given up with this precision.
@@ -52,12 +54,15 @@ pub(crate) struct Upkeep {
     pub(crate) compactor: Option<Compactor>,
     next_lease_ms: u64,
     next_v2_sync_ms: u64,
-    next_checkpoint_ms: u64,
     next_purge_ms: u64,
     next_expire_ms: u64,
     next_publish_ms: u64,
-    was_leader: bool,
+    /// The term in which this member led when last looked at.
+    led: Option<u64>,
     published: bool,
+    /// What was applied when last looked at.
+    applied: u64,
+    next_look_ms: u64,
 }
 
 impl Upkeep {
@@ -66,12 +71,13 @@ impl Upkeep {
             compactor,
             next_lease_ms: 0,
             next_v2_sync_ms: 0,
-            next_checkpoint_ms: CHECKPOINT_MS,
             next_purge_ms: PURGE_MS,
             next_expire_ms: 0,
             next_publish_ms: 0,
-            was_leader: false,
+            led: None,
             published: false,
+            applied: 0,
+            next_look_ms: 0,
         }
     }
 }
@@ -115,14 +121,19 @@ pub(crate) fn run(node: &Arc<Node>, mut upkeep: Upkeep) {
 
 impl Upkeep {
     fn turn(&mut self, node: &Arc<Node>, now_ms: u64) {
-        let leading = node.is_leader();
-        if leading != self.was_leader {
-            self.was_leader = leading;
-            if leading {
-                node.state().lessor().promote(now_ms, node.settings.limits.election_timeout_ms)
-            } else {
-                node.state().lessor().demote()
+        // The term, because this thread may have waited for a disk while the leadership went and came back.
+        let led = node.is_leader().then(|| node.term());
+        if led != self.led {
+            self.led = led;
+            match led {
+                Some(_) => node.state().lessor().promote(now_ms, node.settings.limits.election_timeout_ms),
+                None => node.state().lessor().demote(),
             }
+        }
+        if now_ms >= self.next_look_ms {
+            let applied = node.applied.load(Ordering::Acquire);
+            node.busy.store(applied.saturating_sub(self.applied) >= BUSY_ENTRIES, Ordering::Relaxed);
+            (self.next_look_ms, self.applied) = (now_ms + LOOK_MS, applied);
         }
         if now_ms >= self.next_expire_ms {
             self.next_expire_ms = now_ms + EXPIRE_MS;
@@ -130,39 +141,39 @@ impl Upkeep {
             node.metrics.proposals_failed.inc_by(failed);
             node.metrics.proposals_pending.set(i64::try_from(node.waiters.len()).unwrap_or(i64::MAX));
         }
-        if leading && now_ms >= self.next_lease_ms {
+        if let Some(term) = led
+            && now_ms >= self.next_lease_ms
+        {
             self.next_lease_ms = now_ms + LEASE_MS;
             for id in node.state().lessor().expired(now_ms, LEASES_PER_LOOK) {
                 node.metrics.lease_expired_total.inc();
-                node.propose_as_leader(pb::InternalRaftRequest {
-                    lease_revoke: Some(pb::LeaseRevokeRequest { id }),
-                    ..Default::default()
-                });
+                let lease_revoke = Some(pb::LeaseRevokeRequest { id });
+                node.propose_as_leader(term, pb::InternalRaftRequest { lease_revoke, ..Default::default() });
+            }
+            let checkpoints = match node.settings.checkpoints_leases {
+                true => node.state().lessor().checkpoints(now_ms),
+                false => Vec::new(),
+            };
+            if !checkpoints.is_empty() {
+                let lease_checkpoint = Some(pb::LeaseCheckpointRequest { checkpoints });
+                node.propose_as_leader(term, pb::InternalRaftRequest { lease_checkpoint, ..Default::default() });
             }
         }
-        if leading && now_ms >= self.next_v2_sync_ms {
+        if let Some(term) = led
+            && now_ms >= self.next_v2_sync_ms
+        {
             self.next_v2_sync_ms = now_ms + V2_SYNC_MS;
             if node.state().v2().has_ttls() {
-                node.propose_v2_sync();
-            }
-        }
-        if leading && now_ms >= self.next_checkpoint_ms {
-            self.next_checkpoint_ms = now_ms + CHECKPOINT_MS;
-            for checkpoints in node.state().lessor().checkpoints(now_ms).chunks(1000) {
-                node.propose_as_leader(pb::InternalRaftRequest {
-                    lease_checkpoint: Some(pb::LeaseCheckpointRequest { checkpoints: checkpoints.to_vec() }),
-                    ..Default::default()
-                });
+                node.propose_v2_sync(term);
             }
         }
         if let Some(compactor) = &mut self.compactor
-            && let Some(revision) = compactor.tick(now_ms, leading, node.state().revision())
+            && let Some(revision) = compactor.tick(now_ms, led.is_some(), node.state().revision())
+            && let Some(term) = led
         {
             tracing::info!(revision, "starting auto compaction");
-            node.propose_as_leader(pb::InternalRaftRequest {
-                compaction: Some(pb::CompactionRequest { revision, physical: false }),
-                ..Default::default()
-            });
+            let compaction = Some(pb::CompactionRequest { revision, physical: false });
+            node.propose_as_leader(term, pb::InternalRaftRequest { compaction, ..Default::default() });
         }
         if now_ms >= self.next_purge_ms {
             self.next_purge_ms = now_ms + PURGE_MS;
@@ -170,6 +181,8 @@ impl Upkeep {
             if let Err(error) = snap::purge(node.disk.as_ref(), &node.settings.snap_dir, node.settings.max_snapshots) {
                 tracing::warn!(error = %error, "failed to purge snap files");
             }
+            // What raft had no use for when it came.
+            remove_received(node.disk.as_ref(), &node.settings.snap_dir, node.applied.load(Ordering::Acquire));
         }
         self.publish(node, now_ms);
     }

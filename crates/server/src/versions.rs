@@ -168,10 +168,9 @@ impl Node {
         if self.speaks_v2_only() {
             self.propose_v2("/0/version", &wanted);
         } else {
-            self.propose_as_leader(pb::InternalRaftRequest {
-                cluster_version_set: Some(membershippb::ClusterVersionSetRequest { ver: wanted }),
-                ..Default::default()
-            });
+            let cluster_version_set = Some(membershippb::ClusterVersionSetRequest { ver: wanted });
+            let request = pb::InternalRaftRequest { cluster_version_set, ..Default::default() };
+            self.propose_as_leader(self.term(), request);
         }
     }
 

@@ -10,7 +10,7 @@ pub struct FeatureGates {
     /// `LeaseCheckpoint`: the remaining time of leases survives a change of leader. On by default here, off in etcd:
     /// without it a long lease can live for ever while leaders change.
     pub lease_checkpoint: bool,
-    /// `LeaseCheckpointPersist`: kept for its name; checkpoints are always persisted.
+    /// `LeaseCheckpointPersist`: kept for its name; checkpoints are persisted as soon as all members are of 3.6 or later.
     pub lease_checkpoint_persist: bool,
     /// `SetMemberLocalAddr`: connect to peers from the advertised address.
     pub set_member_local_addr: bool,

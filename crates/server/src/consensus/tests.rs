@@ -368,6 +368,50 @@ fn a_read_whose_leader_dies_is_asked_of_the_next() {
     assert!(matches!(answer(), Some(Ok(Answer::Done))));
 }
 
+/// Its client was told that it timed out, and may have written something else through another member since.
+#[test]
+fn a_proposal_that_no_leader_took_in_time_is_forgotten() {
+    let mut cluster = Cluster::new();
+    let leader = cluster.leader();
+    let (a, b) = Cluster::others(leader);
+    cluster.cut = vec![(a, leader), (leader, a), (a, b), (b, a)];
+    cluster.tick(5 * LIMITS.election);
+    cluster.propose(a, "too old when the network heals");
+    cluster.tick(LIMITS.timeout - 5);
+    cluster.propose(a, "young enough");
+    cluster.tick(6);
+    cluster.cut.clear();
+    cluster.tick(5 * LIMITS.election);
+    for id in MEMBERS {
+        assert_eq!(cluster.member(id).log, ["young enough"]);
+    }
+}
+
+#[test]
+fn a_membership_change_waits_for_a_leader() {
+    let mut cluster = Cluster::new();
+    let leader = cluster.leader();
+    let (a, b) = Cluster::others(leader);
+    cluster.cut = vec![(a, leader), (leader, a), (a, b), (b, a)];
+    cluster.tick(5 * LIMITS.election);
+    let change = |node_id| {
+        let kind = Some(raftpb::ConfChangeType::ConfChangeAddLearnerNode as i32);
+        let change = raftpb::ConfChange { r#type: kind, node_id: Some(node_id), ..Default::default() };
+        Bytes::from(prost::Message::encode_to_vec(&change))
+    };
+    let (too_old, young) = (change(4), change(5));
+    cluster.member(a).consensus.handle(Event::ProposeConfChange(too_old, 1));
+    cluster.tick(LIMITS.timeout - 5);
+    cluster.member(a).consensus.handle(Event::ProposeConfChange(young.clone(), 2));
+    cluster.tick(6);
+    let refused = std::mem::take(&mut cluster.member(a).out.refused);
+    assert!(matches!(refused[..], [(1, Error::Timeout)]), "{refused:?}");
+    cluster.cut.clear();
+    cluster.tick(5 * LIMITS.election);
+    assert_eq!(cluster.member(leader).log, [young]);
+    assert!(cluster.member(a).out.refused.is_empty());
+}
+
 #[test]
 fn a_read_that_nobody_answers_is_given_up() {
     let mut cluster = Cluster::new();
