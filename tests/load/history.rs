@@ -78,10 +78,10 @@ impl History {
         let mut counted = Counted::default();
         let mut reads = std::mem::take(&mut self.reads);
         reads.sort_by_key(|read| read.at);
-        let mut reads = reads.into_iter().peekable();
-        if let Some(stale) = reads.next_if(|read| read.at < self.revision && read.floor > 0) {
+        if let Some(stale) = reads.iter().find(|read| read.at < self.revision && read.floor > 0) {
             return Err(format!("a stale read, revision {} was known before: {stale:?}", self.revision));
         }
+        let mut reads = reads.into_iter().peekable();
         // What is older now is a serializable read of a member that lagged; its state is gone and cannot be compared.
         while reads.next_if(|read| read.at < self.revision).is_some() {}
         self.shows(&mut reads)?;
@@ -342,5 +342,12 @@ mod tests {
         assert!(judged(2, 3, 1).expect_err("stale").contains("stale"));
         assert!(judged(3, 3, 1).expect_err("wrong").contains("differs"));
         assert!(judged(4, 3, 2).expect_err("too new").contains("after the store's last"));
+
+        let (mut history, [first, second]) = two_writes();
+        history.extend([put(&first, 2, 2, 1), put(&second, 3, 2, 2)].into_iter(), 3).expect("as it was");
+        let read = |at, floor| Read { key: Bytes::from_static(b"a"), at, pair: None, floor, member: 0 };
+        // A serializable read of a member that has gone back hides nothing.
+        history.has_shown(vec![read(1, 0), read(2, 2)]);
+        assert!(complaint(history.extend([].into_iter(), 3)).contains("stale"));
     }
 }

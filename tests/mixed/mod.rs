@@ -330,7 +330,7 @@ impl Run<'_> {
             self.written(Some(written))?;
         }
         let started = Instant::now();
-        let sent = self.count_of(leader, SENT);
+        let sent = self.count_of(leader, SENT)?;
         self.cluster.restart(behind).map_err(text)?;
         self.clients[behind] = self.cluster.client(behind).await.map_err(text)?;
         self.same_history().await?;
@@ -338,7 +338,7 @@ impl Run<'_> {
         let way = format!("node{} (leader) to node{}", leader + 1, behind + 1);
         // The sender counts when it has read the receiver's answer, which may be after the snapshot has had its effect.
         let counted_by = Instant::now() + COUNTED_WITHIN;
-        while self.count_of(leader, SENT) + self.count_of(behind, RECEIVED) == sent {
+        while self.count_of(leader, SENT)? + self.count_of(behind, RECEIVED)? <= sent {
             if Instant::now() > counted_by {
                 let led = self.cluster.leader().await;
                 return Err(format!("{way}: caught up without a snapshot, say the metrics of both; {led:?} leads"));
@@ -362,10 +362,10 @@ impl Run<'_> {
     }
 
     /// The sum of a metric over all its labels.
-    fn count_of(&self, member: usize, metric: &str) -> f64 {
-        let metrics = http_get(self.cluster.servers()[member].client_addr(), "/metrics").unwrap_or_default();
+    fn count_of(&self, member: usize, metric: &str) -> Result<f64, String> {
+        let metrics = http_get(self.cluster.servers()[member].client_addr(), "/metrics").map_err(text)?;
         let values = metrics.lines().filter(|line| line.starts_with(metric));
-        values.filter_map(|line| line.split_whitespace().last()?.parse::<f64>().ok()).sum()
+        Ok(values.filter_map(|line| line.split_whitespace().last()?.parse::<f64>().ok()).sum())
     }
 
     fn count(&mut self, operation: &Operation, answer: &Answer) {
