@@ -1,5 +1,6 @@
 //! How Go writes and reads numbers, strings and durations: scripts depend on these texts.
 
+use crate::raw;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -184,9 +185,9 @@ fn is_printable(c: char) -> bool {
 /// Reads a quoted string at the beginning of `text`, in double quotes with Go's escapes or in back quotes without.
 /// Gives what it says and what follows it.
 pub fn unquote(text: &str) -> Option<(Vec<u8>, &str)> {
-    if let Some(raw) = text.strip_prefix('`') {
-        let (inside, rest) = raw.split_once('`')?;
-        return Some((inside.as_bytes().to_vec(), rest));
+    if let Some(behind) = text.strip_prefix('`') {
+        let (inside, rest) = behind.split_once('`')?;
+        return Some((raw::bytes(inside).into(), rest));
     }
     let mut out = Vec::new();
     let mut rest = text.strip_prefix('"')?;
@@ -223,7 +224,7 @@ pub fn unquote(text: &str) -> Option<(Vec<u8>, &str)> {
             }
             '\n' => return None,
             c => {
-                out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+                raw::push(&mut out, c);
                 rest = chars.as_str();
             }
         }

@@ -7,17 +7,19 @@ mod discovery;
 mod flags;
 mod go;
 mod output;
+mod raw;
 mod terminal;
 
 use call::{Call, Failure, exit};
 use cli::Asked;
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| raw::text(word.as_bytes())).collect();
     let environment: BTreeMap<String, String> = std::env::vars_os()
-        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), raw::text(value.as_bytes())))
         .filter(|(name, _)| name.starts_with("ETCDCTL_"))
         .collect();
     if environment.get("ETCDCTL_API").is_some_and(|version| version == "2") {

@@ -5,6 +5,7 @@ use crate::cli::{Command, Group};
 use crate::flags::{Flag, Kind, switch, text};
 use crate::output::auth::{Role, User, range_text};
 use crate::output::show_done;
+use crate::raw;
 use crate::terminal;
 use bytes::Bytes;
 use client::Get;
@@ -358,14 +359,14 @@ fn role_list(call: &Call) -> Result<(), Failure> {
 
 /// The keys that `<key> [endkey]` and the flags name.
 fn key_range(call: &Call, key: &str, end: Option<&&str>) -> Result<(Bytes, Bytes), Failure> {
-    let key = Bytes::from(key.to_owned());
+    let key = raw::bytes(key);
     let range: RangeRequest = match (call.parsed.is("prefix"), call.parsed.is("from-key"), end) {
         (true, true, _) => return Err(Failure::arguments("--from-key and --prefix flags are mutually exclusive")),
         (true, false, Some(_)) => return Err(Failure::arguments("unexpected endkey argument with --prefix flag")),
         (false, true, Some(_)) => return Err(Failure::arguments("unexpected endkey argument with --from-key flag")),
         (true, false, None) => Get::prefix(key),
         (false, true, None) => Get::from_key(key),
-        (false, false, Some(end)) => Get::range(key, (*end).to_owned()),
+        (false, false, Some(end)) => Get::range(key, raw::bytes(end)),
         (false, false, None) => Get::key(key),
     }
     .into();

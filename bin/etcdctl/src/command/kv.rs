@@ -6,8 +6,8 @@ use crate::flags::{self, Flag, Parsed, number, switch, text};
 use crate::go;
 use crate::output::Format;
 use crate::output::kv::Pairs;
+use crate::raw;
 use crate::terminal;
-use bytes::Bytes;
 use client::{Delete, Get};
 use proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest};
@@ -64,10 +64,10 @@ pub fn range_request(parsed: &Parsed) -> Result<RangeRequest, Failure> {
             return Err(Failure::new(exit::BAD_FEATURE, text));
         }
     };
-    let key = Bytes::from(key.clone());
+    let key = raw::bytes(key);
     let range: RangeRequest = match args.get(1) {
         Some(_) if prefix || from_key => return Err(one_argument_only()),
-        Some(end) => Get::range(key, end.clone()),
+        Some(end) => Get::range(key, raw::bytes(end)),
         None if prefix => Get::prefix(key),
         None if from_key => Get::from_key(key),
         None => Get::key(key),
@@ -185,7 +185,7 @@ pub fn put_request(parsed: &Parsed, stdin: &mut dyn Read) -> Result<PutRequest, 
     let lease = go::parse_int(parsed.text("lease"), 16)
         .map_err(|reason| Failure::arguments(format!("bad lease ID ({reason}), expecting ID in Hex")))?;
     let value = match values.first() {
-        Some(value) => value.clone().into_bytes(),
+        Some(value) => raw::bytes(value).into(),
         None if ignore_value => Vec::new(),
         None => {
             let mut value = Vec::new();
@@ -197,7 +197,7 @@ pub fn put_request(parsed: &Parsed, stdin: &mut dyn Read) -> Result<PutRequest, 
         }
     };
     Ok(PutRequest {
-        key: key.clone().into(),
+        key: raw::bytes(key),
         value: value.into(),
         lease,
         prev_kv: parsed.is("prev-kv"),
@@ -232,8 +232,8 @@ pub const DEL: Command = Command {
 /// What to ask for, given what was typed.
 pub fn delete_request(parsed: &Parsed) -> Result<DeleteRangeRequest, Failure> {
     let (key, end) = match &parsed.args[..] {
-        [key] => (Bytes::from(key.clone()), None),
-        [key, end] => (Bytes::from(key.clone()), Some(end.clone())),
+        [key] => (raw::bytes(key), None),
+        [key, end] => (raw::bytes(key), Some(raw::bytes(end))),
         _ => {
             return Err(Failure::arguments(
                 "del command needs one argument as key and an optional argument as range_end",

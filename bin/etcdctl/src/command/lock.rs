@@ -4,10 +4,13 @@ use crate::call::{Call, Failure, exit};
 use crate::cli::{Command, Group};
 use crate::flags::{number, switch};
 use crate::output::kv::Pairs;
+use crate::raw;
 use client::{Election, Error, Get, Mutex, Session};
 use proto::etcdserverpb::RangeResponse;
+use std::ffi::OsString;
 use std::io;
 use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::ExitStatusExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -87,10 +90,10 @@ fn lock(call: &Call) -> Result<(), Failure> {
                 }
             }
             [program, arguments @ ..] => {
-                let key = String::from_utf8_lossy(&held.key).into_owned();
+                let key = OsString::from_vec(held.key.to_vec());
                 let revision = held.header.as_ref().map_or(held.revision, |header| header.revision).to_string();
-                let command = std::process::Command::new(program)
-                    .args(arguments)
+                let command = std::process::Command::new(raw::argument(program))
+                    .args(arguments.iter().map(|word| raw::argument(word)))
                     .env("ETCD_LOCK_KEY", key)
                     .env("ETCD_LOCK_REV", revision)
                     .spawn();
@@ -130,7 +133,7 @@ fn elect(call: &Call) -> Result<(), Failure> {
     let listens = call.parsed.is("listen");
     let (name, proposal) = match (&call.args()[..], listens) {
         ([name], true) => (name.to_string(), None),
-        ([name, proposal], false) => (name.to_string(), Some(proposal.to_string())),
+        ([name, proposal], false) => (name.to_string(), Some(raw::bytes(proposal))),
         ([_], false) => return Err(Failure::arguments("no proposal argument but -l not set")),
         ([_, _], true) => return Err(Failure::arguments("proposal given but -l is set")),
         _ => {

@@ -3,6 +3,7 @@
 use crate::call::{Call, Failure, exit, read_credentials};
 use crate::cli::{Command, Group};
 use crate::flags::{Flag, Kind, number, switch, text};
+use crate::raw;
 use crate::terminal;
 use bytes::Bytes;
 use client::{Client, Delete, Get, Put, Txn};
@@ -47,8 +48,8 @@ pub const MAKE_MIRROR: Command = Command {
 
 /// What keys are called at the destination.
 struct Renaming {
-    from: String,
-    to: String,
+    from: Bytes,
+    to: Bytes,
 }
 
 impl Renaming {
@@ -56,7 +57,7 @@ impl Renaming {
         if self.from == self.to {
             return key.clone();
         }
-        [self.to.as_bytes(), key.strip_prefix(self.from.as_bytes()).unwrap_or(key)].concat().into()
+        [&self.to, key.strip_prefix(&self.from[..]).unwrap_or(key)].concat().into()
     }
 }
 
@@ -84,7 +85,7 @@ fn make_mirror(call: &Call) -> Result<(), Failure> {
     } else {
         new_prefix
     };
-    let renaming = Renaming { from: prefix.to_owned(), to: to.to_owned() };
+    let renaming = Renaming { from: raw::bytes(prefix), to: raw::bytes(to) };
     let largest_txn = usize::try_from(flags.number("max-txn-ops")).ok().filter(|most| *most > 0).unwrap_or(usize::MAX);
     let credentials = read_credentials(flags.text("dest-user"), flags.text("dest-password"))?;
     let endpoints = destination.split(',').map(|endpoint| endpoint.trim().to_owned()).collect();
@@ -122,7 +123,7 @@ impl Mirror {
 
     /// Copies what is there, then follows what happens. Ends only with an error.
     async fn run(&self, prefix: &str, from_revision: i64) -> Result<(), Failure> {
-        let range: RangeRequest = Get::prefix(prefix.to_owned()).into();
+        let range: RangeRequest = Get::prefix(raw::bytes(prefix)).into();
         let next = if from_revision > 0 { from_revision } else { self.copy(&range).await? + 1 };
         let request = WatchCreateRequest {
             key: range.key,
@@ -198,7 +199,7 @@ mod tests {
     #[test]
     fn a_prefix_is_kept_replaced_or_taken_away() {
         let rename = |from: &str, to: &str| {
-            let renaming = Renaming { from: from.to_owned(), to: to.to_owned() };
+            let renaming = Renaming { from: raw::bytes(from), to: raw::bytes(to) };
             renaming.apply(&Bytes::from_static(b"/a/k"))
         };
         assert_eq!(rename("/a/", "/a/"), "/a/k");

@@ -6,6 +6,7 @@ use crate::call::{Call, Failure, exit};
 use crate::cli::{Command, Group};
 use crate::flags::{self, Flag, switch};
 use crate::go;
+use crate::raw;
 use crate::terminal;
 use client::{Condition, Txn};
 use proto::etcdserverpb::compare::CompareResult;
@@ -61,7 +62,7 @@ fn next_line(input: &mut dyn BufRead) -> Result<Option<String>, Failure> {
     if line.pop() != Some(b'\n') {
         return Err(Failure::new(exit::INVALID_INPUT, "EOF"));
     }
-    let line = String::from_utf8_lossy(&line).trim().to_owned();
+    let line = raw::text(&line).trim().to_owned();
     Ok(Some(line).filter(|line| !line.is_empty()))
 }
 

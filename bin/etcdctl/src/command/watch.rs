@@ -7,8 +7,8 @@ use crate::flags::{self, Flag, Parsed, number, switch};
 use crate::go;
 use crate::output::kv::event_name;
 use crate::output::{Format, Printer};
+use crate::raw;
 use crate::terminal;
-use bytes::Bytes;
 use client::{Client, Error, Get};
 use proto::etcdserverpb::{RangeRequest, WatchCreateRequest, WatchResponse};
 use std::collections::BTreeMap;
@@ -66,7 +66,7 @@ fn wanted(parsed: &Parsed, key_variable: &str, end_variable: &str) -> Result<Wan
         ("", _) => return wrong("bad number of arguments"),
         _ => return wrong("bad number of arguments (found conflicting environment key)"),
     };
-    let (key, end) = (Bytes::from(key.to_owned()), Bytes::from(end.to_owned()));
+    let (key, end) = (raw::bytes(key), raw::bytes(end));
     let range: RangeRequest = match (parsed.is("prefix"), end.is_empty()) {
         (true, false) => return wrong("`range_end` and `--prefix` are mutually exclusive"),
         (true, true) => Get::prefix(key),
@@ -149,8 +149,8 @@ fn show(response: &WatchResponse, exec: &[String], printer: Printer) -> Result<(
     let [program, arguments @ ..] = exec else { return Ok(()) };
     for event in &response.events {
         let kv = event.kv.clone().unwrap_or_default();
-        let status = std::process::Command::new(program)
-            .args(arguments)
+        let status = std::process::Command::new(raw::argument(program))
+            .args(arguments.iter().map(|word| raw::argument(word)))
             .env("ETCD_WATCH_REVISION", revision.to_string())
             .env("ETCD_WATCH_EVENT_TYPE", go::quote(event_name(event).as_bytes()))
             .env("ETCD_WATCH_KEY", go::quote(&kv.key))
@@ -246,6 +246,7 @@ fn typed(line: &str) -> Result<Typed, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
 
     fn wants(line: &str, key: &str, end: &str) -> Result<(Bytes, Bytes, String), String> {
         let parsed = flags::parse(WATCH_FLAGS, &split(line)).unwrap();

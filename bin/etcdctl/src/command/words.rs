@@ -1,6 +1,7 @@
 //! Splitting a line into words, for what is typed into `txn` and `watch -i`.
 
 use crate::go;
+use crate::raw;
 
 /// The words of a line. `"…"` holds blanks and Go's escapes, `'…'` holds anything; a quote that is never closed is
 /// skipped, as etcdctl does.
@@ -9,7 +10,7 @@ pub fn split(line: &str) -> Vec<String> {
     let mut rest = line.trim_start();
     while let Some(first) = rest.chars().next() {
         let quoted = match first {
-            '"' => go::unquote(rest).map(|(word, rest)| (String::from_utf8_lossy(&word).into_owned(), rest)),
+            '"' => go::unquote(rest).map(|(word, rest)| (raw::text(&word), rest)),
             '\'' => rest[1..].split_once('\'').map(|(word, rest)| (word.to_owned(), rest)),
             _ => {
                 let (word, after) = rest.split_at(rest.find(char::is_whitespace).unwrap_or(rest.len()));
