@@ -482,7 +482,7 @@ impl Member for Node {
             is_learner: self.is_learner(),
             // What the files take from the disk, which gives space in blocks.
             db_size: i64::try_from(size.total.next_multiple_of(DISK_BLOCK)).unwrap_or(i64::MAX),
-            db_size_in_use: i64::try_from(size.live).unwrap_or(i64::MAX),
+            db_size_in_use: i64::try_from(size.live.next_multiple_of(DISK_BLOCK)).unwrap_or(i64::MAX),
             quota_bytes: self.settings.quota_bytes,
             downgrade_target: Some(self.reader.downgrade()).filter(|d| d.enabled).map(|d| d.target_version),
         }
