@@ -304,6 +304,12 @@ async fn hashed(password: String) -> Result<String, Refusal> {
     Ok(hash.format_for_version(bcrypt::Version::TwoA))
 }
 
+/// Whether a user can be called that. What anybody claims must not lead the look-up out of the users' directory, to a key
+/// that the claimant has written.
+fn can_be_a_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains('/')
+}
+
 /// The user that a request's header proves; none if it does not.
 async fn basic_user(worker: &Worker, head: &Parts) -> Option<User> {
     let given = head.headers.get(AUTHORIZATION)?.as_bytes();
@@ -312,7 +318,7 @@ async fn basic_user(worker: &Worker, head: &Parts) -> Option<User> {
         return None;
     }
     let decoded = String::from_utf8(BASE64_STANDARD.decode(encoded).ok()?).ok()?;
-    let (name, password) = decoded.split_once(':')?;
+    let (name, password) = decoded.split_once(':').filter(|(name, _)| can_be_a_name(name))?;
     let user = user(worker, name).ok()?;
     let (password, hash) = (password.to_owned(), user.password.clone());
     let right = aside(move || bcrypt::verify(password, &hash).unwrap_or(false)).await.ok()?;
@@ -593,5 +599,16 @@ async fn one_role(worker: &Worker, method: &Method, name: &str, body: Incoming) 
             gone.map_err(|error| missing_as(error, || format!("Role {name} doesn't exist.")))?;
             Ok(done())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_nobodys_name() {
+        assert!(["root", "a.b", "..c", "名"].into_iter().all(can_be_a_name));
+        assert!(!["", ".", "..", "../../1/key", "a/b"].into_iter().any(can_be_a_name));
     }
 }
