@@ -28,7 +28,7 @@ pub mod worker;
 pub use conn::{serve_connection, serve_metrics};
 pub use mailbox::{Outbox, Reply};
 pub use member::{
-    Answer, Identity, Limits, Member, MemberChange, Outcome, PeerTraffic, SnapshotSource, Status, TimeToLive,
+    Answer, Identity, Limits, LogLevel, Member, MemberChange, Outcome, PeerTraffic, SnapshotSource, Status, TimeToLive,
 };
 pub use metrics::Metrics;
 pub use ops::HttpOptions;

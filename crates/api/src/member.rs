@@ -124,6 +124,16 @@ pub struct Status {
     pub downgrade_target: Option<String>,
 }
 
+/// How much a member tells of itself: this and what weighs more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum LogLevel {
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
 /// The traffic with another member since this one was started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerTraffic {
@@ -280,6 +290,11 @@ pub trait Member: Send + Sync + 'static {
     /// Committed raft index; called for every answer of the v2 API.
     fn raft_index(&self) -> u64 {
         self.status().raft_index
+    }
+
+    /// Changes what is logged from now on.
+    fn set_log_level(&self, level: LogLevel) {
+        let _ = level;
     }
 
     /// What `/v2/stats/self` shows.

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use prost::Message as _;
 use proto::raftpb::{Message, MessageType};
 use tokio::task::AbortHandle;
 
+use crate::appends::is_append;
 use crate::local::Local;
 use crate::outlet::Outlet;
 use crate::pipeline::Pipeline;
@@ -125,6 +127,7 @@ impl Hub {
         });
         if !is_remote {
             self.shared.statuses.write().insert(id, peer.status.clone());
+            self.shared.appends.begin(id);
             self.spawn(&peer, dial::run(self.clone(), peer.clone(), StreamKind::Message));
             self.spawn(&peer, dial::run(self.clone(), peer.clone(), StreamKind::Append));
             self.spawn(&peer, probe::run(self.clone(), peer.clone()));
@@ -211,6 +214,9 @@ impl Hub {
             self.local.report_snapshot(id, false);
             return;
         }
+        if is_append(&message) {
+            self.shared.appends.queued(message.encoded_len());
+        }
         let (message_type, max_bytes) = (message.r#type(), self.config.max_queued_bytes);
         let fits = match peer.outlet_for(&message) {
             Some(outlet) => outlet.push(message, max_bytes),
@@ -267,6 +273,7 @@ impl Hub {
     pub(crate) fn receive(&self, messages: &mut Vec<Message>) {
         messages.retain(|message| message.to() == self.config.member_id && travels(message));
         if !messages.is_empty() {
+            self.shared.appends.received(messages);
             self.local.step_all(messages);
             messages.clear();
         }

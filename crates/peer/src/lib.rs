@@ -21,6 +21,7 @@
 //!
 //! Absent: no decision of consensus is taken here, and no message is changed on its way.
 
+mod appends;
 mod calls;
 mod chunked;
 mod dial;
@@ -38,6 +39,7 @@ mod snapshot;
 mod transport;
 mod url;
 
+pub use appends::{AppendLatency, AppendRate};
 pub use calls::{CallError, Caller, HashKv, Member, Members, Version, blocking};
 pub use local::{BoxFuture, HashError, LeaseError, Local, PromoteError, RemainingLease, StepError};
 pub use transport::{Config, PeerStatus, Transport};

@@ -11,6 +11,7 @@ use http_body::Frame;
 use proto::raftpb::Message;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
+use crate::appends::is_append;
 use crate::frame::{Encoder, Gather};
 use crate::hub::{Hub, Peer, StreamKind};
 use crate::queue::MessageQueue;
@@ -83,8 +84,11 @@ impl StreamBody {
     pub(crate) fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if self.encoded.is_empty() {
             while self.encoded.len() < BATCH_BYTES {
-                let Some(message) = self.outlet.messages.pop() else { break };
+                let Some((message, since)) = self.outlet.messages.pop() else { break };
                 self.encoder.encode(&message, &mut self.encoded);
+                if is_append(&message) {
+                    self.hub.shared.appends.left(self.peer.id, since.elapsed());
+                }
             }
             if self.heartbeat.poll_tick(context).is_ready() {
                 self.encoder.heartbeat(&mut self.encoded);

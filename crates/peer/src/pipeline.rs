@@ -1,7 +1,7 @@
 //! The way for messages while a stream is away: one `POST /raft` each.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, HeaderValue};
@@ -13,6 +13,7 @@ use proto::raftpb::Message;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use crate::appends::is_append;
 use crate::headers;
 use crate::hub::{Hub, Peer, hex};
 use crate::io::{Wire, handshake};
@@ -43,7 +44,7 @@ impl Pipeline {
 
     async fn pop(&self) -> Message {
         loop {
-            if let Some(message) = self.messages.pop() {
+            if let Some((message, _)) = self.messages.pop() {
                 if !self.messages.is_empty() {
                     self.filled.notify_one();
                 }
@@ -89,15 +90,21 @@ pub(crate) async fn run(hub: Rc<Hub>, peer: Rc<Peer>) {
     loop {
         let message = peer.pipeline.pop().await;
         let body = Bytes::from(message.encode_to_vec());
-        let length = body.len();
+        let (length, begun) = (body.len(), Instant::now());
         match deliver(&hub, &peer, &mut kept, body).await {
             Ok(()) => {
                 hub.became_active(&peer);
                 peer.status.count_sent(length);
+                if is_append(&message) {
+                    hub.shared.appends.left(peer.id, begun.elapsed());
+                }
             }
             Err(error) => {
                 hub.became_inactive(&peer, &error);
                 peer.status.count_send_failure();
+                if is_append(&message) {
+                    hub.shared.appends.failed(peer.id);
+                }
                 tracing::debug!("remote-peer-id" = %hex(peer.id), %error, "failed to post a message");
                 if matches!(error, PostError::Removed) {
                     hub.local.removed(peer.id);

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use prost::Message as _;
 use proto::raftpb::Message;
@@ -9,8 +10,8 @@ use proto::raftpb::Message;
 /// A queue that is bounded in messages and in their encoded bytes.
 #[derive(Debug, Default)]
 pub(crate) struct MessageQueue {
-    /// With their encoded length.
-    messages: RefCell<VecDeque<(usize, Message)>>,
+    /// With their encoded length, and since when they wait.
+    messages: RefCell<VecDeque<(usize, Instant, Message)>>,
     bytes: Cell<usize>,
 }
 
@@ -26,15 +27,15 @@ impl MessageQueue {
             return false;
         }
         self.bytes.set(bytes);
-        messages.push_back((length, message));
+        messages.push_back((length, Instant::now(), message));
         true
     }
 
-    /// Takes the oldest.
-    pub(crate) fn pop(&self) -> Option<Message> {
-        let (length, message) = self.messages.borrow_mut().pop_front()?;
+    /// Takes the oldest, and tells since when it waited.
+    pub(crate) fn pop(&self) -> Option<(Message, Instant)> {
+        let (length, since, message) = self.messages.borrow_mut().pop_front()?;
         self.bytes.set(self.bytes.get() - length);
-        Some(message)
+        Some((message, since))
     }
 
     pub(crate) fn is_empty(&self) -> bool {

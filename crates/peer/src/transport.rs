@@ -15,6 +15,7 @@ use prost::Message as _;
 use proto::raftpb::Message;
 use tokio::sync::Notify;
 
+use crate::appends::{AppendLatency, AppendRate, Appends};
 use crate::hub::Hub;
 use crate::local::Local;
 use crate::{serve, snapshot};
@@ -173,6 +174,7 @@ pub(crate) struct Shared {
     inbox: Mutex<Inbox>,
     filled: Notify,
     pub(crate) statuses: RwLock<BTreeMap<u64, Arc<Counters>>>,
+    pub(crate) appends: Appends,
 }
 
 impl Shared {
@@ -322,6 +324,16 @@ impl Transport {
     /// Every peer and what was counted of it.
     pub fn statuses(&self) -> Vec<(u64, PeerStatus)> {
         self.shared.statuses.read().iter().map(|(&id, counters)| (id, counters.status())).collect()
+    }
+
+    /// Appends that were received, and those that were sent.
+    pub fn append_rates(&self) -> (AppendRate, AppendRate) {
+        self.shared.appends.rates()
+    }
+
+    /// Every peer that there was since the start, and how long appends to it took.
+    pub fn append_latencies(&self) -> Vec<(u64, AppendLatency)> {
+        self.shared.appends.latencies()
     }
 
     /// Lets what was sent so far leave (for at most a fifth of a second), ends all connections, closes the listeners and

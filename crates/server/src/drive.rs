@@ -163,7 +163,9 @@ fn pass_on(node: &Node, consensus: &Consensus, out: &mut Outbox) {
     node.local_reads.store(consensus.reads_are_local(), Ordering::Release);
     if status.leader != leader_before {
         node.leader.store(status.leader, Ordering::Release);
-        node.leader_since_ns.store(crate::member::wall_clock_ns(), Ordering::Relaxed);
+        if status.leader != 0 && node.last_leader.swap(status.leader, Ordering::Relaxed) != status.leader {
+            node.leader_since_ns.store(crate::member::wall_clock_ns(), Ordering::Relaxed);
+        }
         if leader_before != 0 {
             node.leader_lost_ms.store(node.now_ms(), Ordering::Release);
         }

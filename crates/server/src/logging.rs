@@ -25,7 +25,8 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use time::{OffsetDateTime, UtcOffset};
 use tracing::field::{Field, Visit};
@@ -80,6 +81,12 @@ impl Level {
             "fatal" | "FATAL" => Level::Fatal,
             _ => return None,
         })
+    }
+
+    fn numbered(number: u8) -> Self {
+        const ALL: [Level; 7] =
+            [Level::Debug, Level::Info, Level::Warn, Level::Error, Level::DPanic, Level::Panic, Level::Fatal];
+        ALL[usize::from(number).min(ALL.len() - 1)]
     }
 
     fn filter(self) -> LevelFilter {
@@ -152,7 +159,20 @@ pub enum LogError {
 /// local time zone be found out safely.
 pub fn init(config: &LogConfig) -> Result<(), LogError> {
     let layer = ZapLayer::new(config, open_all(config)?);
-    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer)).map_err(|_| LogError::Twice)
+    let level = layer.level.clone();
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer)).map_err(|_| LogError::Twice)?;
+    LEVEL.set(level).map_err(|_| LogError::Twice)
+}
+
+/// What the log that [`init`] has set up is told from.
+static LEVEL: OnceLock<Arc<AtomicU8>> = OnceLock::new();
+
+/// Has the log that [`init`] has set up told this level and what weighs more from now on.
+pub fn set_level(level: Level) {
+    if let Some(current) = LEVEL.get() {
+        current.store(level as u8, Ordering::Relaxed);
+        tracing::callsite::rebuild_interest_cache();
+    }
 }
 
 /// Runs `body` with this logging on the current thread only; for tests and for errors before [`init`].
@@ -312,7 +332,8 @@ fn local_offset() -> UtcOffset {
 
 /// Writes every event as a line.
 struct ZapLayer {
-    level: Level,
+    /// A [`Level`] as a number.
+    level: Arc<AtomicU8>,
     format: Format,
     offset: UtcOffset,
     outputs: Vec<Output>,
@@ -322,7 +343,7 @@ struct ZapLayer {
 impl ZapLayer {
     fn new(config: &LogConfig, outputs: Vec<Output>) -> Self {
         ZapLayer {
-            level: config.level,
+            level: Arc::new(AtomicU8::new(config.level as u8)),
             format: config.format,
             offset: local_offset(),
             outputs,
@@ -330,12 +351,16 @@ impl ZapLayer {
         }
     }
 
+    fn level(&self) -> Level {
+        Level::numbered(self.level.load(Ordering::Relaxed))
+    }
+
     fn is_wanted(&self, metadata: &Metadata<'_>) -> bool {
         // Libraries tell at debug level what only their authors can use, several lines per request.
         const CHATTY: &[&str] = &["h2", "hyper", "hyper_util", "mio", "tokio", "runtime"];
         let target = metadata.target();
         let is_library = CHATTY.contains(&target.split("::").next().unwrap_or(target));
-        *metadata.level() <= self.level.filter() && (!is_library || *metadata.level() <= tracing::Level::WARN)
+        *metadata.level() <= self.level().filter() && (!is_library || *metadata.level() <= tracing::Level::WARN)
     }
 }
 
@@ -345,7 +370,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for ZapLayer {
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(if self.outputs.is_empty() { LevelFilter::OFF } else { self.level.filter() })
+        Some(if self.outputs.is_empty() { LevelFilter::OFF } else { self.level().filter() })
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
@@ -375,7 +400,7 @@ impl ZapLayer {
         };
         let now = OffsetDateTime::now_utc();
         let second = u64::try_from(now.unix_timestamp()).unwrap_or(0);
-        if level < self.level || !(level >= Level::Error || self.sampler.takes(level, &line.message, second)) {
+        if level < self.level() || !(level >= Level::Error || self.sampler.takes(level, &line.message, second)) {
             return;
         }
         line.assemble(event.metadata(), level, self.format, now.to_offset(self.offset));

@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::{
-    Answer, Identity, Limits, Member, MemberChange, Metrics, PeerTraffic, Reply, SelfStats, SnapshotSource, Status,
+    Answer, FollowerStats, Identity, Limits, LogLevel, Member, MemberChange, MessageRate, Metrics, PeerTraffic, Reply,
+    SelfStats, SnapshotSource, Status,
 };
 use disk::Disk;
 use parking_lot::{Condvar, Mutex};
@@ -22,6 +23,7 @@ use crate::consensus::Event;
 use crate::drive::Core;
 use crate::image;
 use crate::log_writer::LogJob;
+use crate::logging;
 use crate::peers::ask;
 use crate::queue::{PushError, Queue};
 use crate::upkeep::UpkeepJob;
@@ -108,7 +110,9 @@ pub(crate) struct Node {
     pub(crate) committed: AtomicU64,
     pub(crate) term: AtomicU64,
     pub(crate) leader: AtomicU64,
-    /// Since when it leads, in nanoseconds since 1970; and since when this member runs. Only shown.
+    /// The last leader that was known, and since when it leads; since when this member runs. Times are in nanoseconds since
+    /// 1970. Only shown.
+    pub(crate) last_leader: AtomicU64,
     pub(crate) leader_since_ns: AtomicI64,
     started_ns: i64,
     pub(crate) learner: AtomicBool,
@@ -149,6 +153,7 @@ impl Node {
         core: Core,
         runner: Runner,
     ) -> Self {
+        let started_ns = wall_clock_ns();
         Self {
             settings,
             disk,
@@ -185,8 +190,9 @@ impl Node {
             ids: IdGenerator::new(identity.member_id),
             term: AtomicU64::new(0),
             leader: AtomicU64::new(0),
-            leader_since_ns: AtomicI64::new(0),
-            started_ns: wall_clock_ns(),
+            last_leader: AtomicU64::new(0),
+            leader_since_ns: AtomicI64::new(started_ns),
+            started_ns,
             learner: AtomicBool::new(false),
             local_reads: AtomicBool::new(false),
             reads_wait_for_apply: AtomicBool::new(false),
@@ -439,13 +445,40 @@ impl Member for Node {
         self.committed.load(Ordering::Acquire)
     }
 
+    fn set_log_level(&self, level: LogLevel) {
+        logging::set_level(match level {
+            LogLevel::Debug => logging::Level::Debug,
+            LogLevel::Info => logging::Level::Info,
+            LogLevel::Warn => logging::Level::Warn,
+            LogLevel::Error => logging::Level::Error,
+        });
+    }
+
     fn self_stats(&self) -> SelfStats {
+        let (received, sent) = self.transport.get().map(peer::Transport::append_rates).unwrap_or_default();
         SelfStats {
             name: self.settings.attributes.name.clone(),
             started_ns: self.started_ns,
+            leader: self.last_leader.load(Ordering::Relaxed),
             leader_since_ns: self.leader_since_ns.load(Ordering::Relaxed),
-            ..SelfStats::default()
+            received: message_rate(received),
+            sent: message_rate(sent),
         }
+    }
+
+    fn follower_stats(&self) -> Vec<FollowerStats> {
+        let latencies = self.transport.get().map(peer::Transport::append_latencies).unwrap_or_default();
+        let stats = |(id, latency): (u64, peer::AppendLatency)| FollowerStats {
+            id,
+            current: latency.current_ms,
+            average: latency.average_ms,
+            standard_deviation: latency.standard_deviation_ms,
+            minimum: latency.minimum_ms,
+            maximum: latency.maximum_ms,
+            fail: latency.fail,
+            success: latency.success,
+        };
+        latencies.into_iter().map(stats).collect()
     }
 
     fn submit(&self) {
@@ -578,6 +611,14 @@ impl Member for Node {
     fn defragment(&self, reply: Reply) {
         self.upkeep_queue.push(UpkeepJob::Wake);
         reply.send(Ok(Answer::Done));
+    }
+}
+
+fn message_rate(rate: peer::AppendRate) -> MessageRate {
+    MessageRate {
+        count: rate.count,
+        packets_per_second: rate.messages_per_second,
+        bytes_per_second: rate.bytes_per_second,
     }
 }
 

@@ -58,10 +58,11 @@ pub(crate) async fn serve_http1(
     }
     let Some(path) = v2::decode_path(head.uri.path()) else { return Ok(v2::bad_request()) };
     let options = &worker.shared.http;
-    if options.v2 && head.method != Method::OPTIONS && refuse_host(options, &head.uri, &head.headers).is_none() {
+    if head.method != Method::OPTIONS && refuse_host(options, &head.uri, &head.headers).is_none() {
         let answer = match v2::clean_location(&path, head.uri.query()) {
             Some(location) => Some(v2::redirect(&head.method, &location)),
-            None => v2::serve(&worker, &head, &path, body).await,
+            None if options.v2 => v2::serve(&worker, &head, &path, body).await,
+            None => None,
         };
         if let Some(mut response) = answer {
             allow_origin(options, &head.headers, response.headers_mut());
@@ -108,7 +109,7 @@ async fn route(worker: &Rc<Worker>, port: Port, method: &Method, uri: &Uri) -> R
         ("/version", Port::Client) => only_get(method, async { version(worker) }).await,
         ("/health", _) => only_get(method, checks::health(worker, query)).await,
         ("/metrics", _) => metrics(worker),
-        ("/debug/vars", Port::Client) => variables(worker),
+        ("/debug/vars", Port::Client) => only_get(method, async { variables(worker) }).await,
         ("/v3/cluster/member/list", Port::Client) if method == Method::POST => gateway::member_list(worker),
         _ => {
             let (root, check) = match path.strip_prefix('/').and_then(|path| path.split_once('/')) {

@@ -6,7 +6,9 @@
 mod auth;
 mod body;
 mod form;
+mod go;
 mod keys;
+mod log_level;
 mod members;
 mod stats;
 
@@ -40,6 +42,13 @@ fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
 
 /// Answers a request to `path`, which has been decoded and cleaned; `None` if there is no such path.
 pub(crate) async fn serve(worker: &Rc<Worker>, head: &Parts, path: &str, body: Incoming) -> Option<Response<Body>> {
+    // Not below /v2, but gone from etcd together with it.
+    if path == "/config/local/log" {
+        return Some(match refuse_method(head, &["PUT"]) {
+            Some(refusal) => refusal,
+            None => log_level::serve(worker, body).await,
+        });
+    }
     let rest = below(path, "/v2")?;
     if let Some(key) = below(rest, "/keys") {
         return Some(match refuse_method(head, &["HEAD", "GET", "PUT", "POST", "DELETE"]) {
@@ -124,9 +133,9 @@ pub(crate) fn decode_path(path: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&decoded).into_owned())
 }
 
-/// Where a decoded path that is not in its shortest form leads to, with the query.
+/// Where a decoded path that is not in its shortest form, or lacks its last slash, leads to, with the query.
 pub(crate) fn clean_location(path: &str, query: Option<&str>) -> Option<String> {
-    let clean = clean_path(path);
+    let clean = if path == "/v3" { "/v3/".into() } else { clean_path(path) };
     if clean == path {
         return None;
     }

@@ -6,10 +6,10 @@ use serde_json::json;
 use super::{Body, json, message, now_ns};
 use crate::worker::Worker;
 
-/// Messages to or from other members.
+/// Appends to or from other members.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MessageRate {
-    /// Appends and heartbeats since the start.
+    /// Appends since the start.
     pub count: u64,
     /// Of the last 200 of them: per second; 0 if the last is more than a second ago.
     pub packets_per_second: f64,
@@ -24,7 +24,9 @@ pub struct SelfStats {
     pub name: String,
     /// When it started, in nanoseconds since 1970.
     pub started_ns: i64,
-    /// Since when the present leader leads, in nanoseconds since 1970.
+    /// ID of the last leader that it knew; 0 before there was any.
+    pub leader: u64,
+    /// Since when that one leads, in nanoseconds since 1970.
     pub leader_since_ns: i64,
     /// What it received.
     pub received: MessageRate,
@@ -86,7 +88,7 @@ fn number(value: f64) -> serde_json::Value {
 pub(super) fn own(worker: &Worker) -> Response<Body> {
     let member = worker.member();
     let stats = member.self_stats();
-    let (own, leader) = (member.identity().member_id, member.leader());
+    let (own, leader) = (member.identity().member_id, stats.leader);
     let state = if own == leader { "StateLeader" } else { "StateFollower" };
     let rates = |name: &str, traffic: &MessageRate| {
         let mut text = format!(r#","{name}AppendRequestCnt":{}"#, traffic.count);
