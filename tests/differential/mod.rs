@@ -9,6 +9,7 @@
 mod exceptions;
 mod generate;
 mod operation;
+mod v2;
 mod watching;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,6 +22,7 @@ use proto::etcdserverpb::{HashKvRequest, RangeRequest, WatchCreateRequest};
 
 pub use exceptions::{Exception, Pair, TABLE, Version};
 pub use operation::{Answer, Operation};
+pub use v2::{V2Report, V2Settings, run as run_v2};
 pub use watching::{WatchStream, Watched};
 
 use crate::harness::{Binary, Client, Options, ProcessError, Server, connect};

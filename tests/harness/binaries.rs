@@ -69,6 +69,15 @@ pub fn reference() -> Option<Binary> {
         .map(Binary::at)
 }
 
+/// A real etcd that still has the v2 API (no later than 3.5): `KEELSON_REFERENCE_V2`, then Debian's from `.ci/peers`, then
+/// the system's. `None` where there is none; tests then say so and pass.
+pub fn reference_with_v2() -> Option<Binary> {
+    if let Some(path) = std::env::var_os("KEELSON_REFERENCE_V2") {
+        return Some(Binary::at(path));
+    }
+    [peers().join("3.4/etcd"), PathBuf::from("/usr/bin/etcd")].into_iter().find(|path| path.is_file()).map(Binary::at)
+}
+
 /// Debian's `etcdctl`, or `None` where it is not installed: `KEELSON_ETCDCTL`, then `.ci/peers`, then the system's.
 pub fn etcdctl() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("KEELSON_ETCDCTL") {

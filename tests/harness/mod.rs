@@ -5,13 +5,15 @@ mod binaries;
 mod client;
 mod cluster;
 mod disk;
+mod http;
 mod network;
 mod process;
 
 pub use arguments::{Arguments, program};
-pub use binaries::{Binary, etcdctl, ours, reference};
+pub use binaries::{Binary, etcdctl, ours, reference, reference_with_v2};
 pub use client::{Client, connect, lazily};
 pub use cluster::{Cluster, ClusterError, Place, Setup};
 pub use disk::StallingDisk;
+pub use http::{Http, HttpReply, HttpRequest, OpenReply};
 pub use network::{Network, NetworkError};
 pub use process::{Options, ProcessError, Seat, Server, free_addresses, http_get};

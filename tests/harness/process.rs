@@ -79,7 +79,7 @@ pub struct Seat {
     pub peer: SocketAddr,
     /// The network namespace that its process lives in, where it listens on every address; ours if `None`.
     pub namespace: Option<String>,
-    /// `--initial-cluster`.
+    /// `--initial-cluster`; empty for a member that finds the others in another way.
     pub initial_cluster: String,
 }
 
@@ -161,7 +161,10 @@ impl Server {
         command.args(["--advertise-client-urls", &url(seat.client)]);
         command.args(["--listen-peer-urls", &url(seat.listening(seat.peer))]);
         command.args(["--initial-advertise-peer-urls", &url(seat.peer)]);
-        command.args(["--initial-cluster", &seat.initial_cluster]).args(&self.flags);
+        if !seat.initial_cluster.is_empty() {
+            command.args(["--initial-cluster", &seat.initial_cluster]);
+        }
+        command.args(&self.flags);
         // A developer's own settings must not reach the servers under test.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ETCD_")) {
             command.env_remove(name);

@@ -5,7 +5,7 @@ use crate::metric::Measured;
 use crate::options::{Compare, Members, Run, selected};
 use crate::process::{Server, ServerSpec};
 use crate::report::{self, Rows};
-use crate::workload::{Settings, Target, Workload, all, of_clusters};
+use crate::workload::{Settings, Target, Workload, all, of_clusters, of_v2};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -13,7 +13,7 @@ use std::time::Instant;
 /// Runs the comparison, prints the table; returns whether every run gave figures.
 pub async fn compare(options: &Compare) -> Result<bool, BenchError> {
     let workloads = match options.members {
-        Members::One => chosen(all(), &options.workloads),
+        Members::One => chosen(of_single_servers(&options.workloads), &options.workloads),
         Members::Three => chosen(of_clusters(), &options.workloads),
     };
     let names: Vec<&str> = options.servers.iter().map(|server| server.name.as_str()).collect();
@@ -58,7 +58,7 @@ pub async fn compare(options: &Compare) -> Result<bool, BenchError> {
 /// Runs the workloads once against a server that runs already.
 pub async fn run(options: &Run) -> Result<bool, BenchError> {
     let mut rows = Vec::new();
-    for workload in chosen(all(), &options.workloads) {
+    for workload in chosen(of_single_servers(&options.workloads), &options.workloads) {
         let mut target = Target { address: options.endpoint, pid: options.pid, server: None };
         let result = workload.run(&mut target, &options.settings).await.map_err(|error| error.to_string());
         eprintln!("{}: {}", workload.name, result.as_ref().map_or_else(Clone::clone, in_brief));
@@ -67,6 +67,15 @@ pub async fn run(options: &Run) -> Result<bool, BenchError> {
     let names = ["server"];
     print!("{}", report::table(&names, &rows, false));
     Ok(report::misses(&names, &rows).1 == 0)
+}
+
+/// Those of the v2 API are among them if that was asked for: servers need a flag for it, and not every etcd has it.
+fn of_single_servers(patterns: &[String]) -> Vec<Workload> {
+    let mut workloads = all();
+    if patterns.iter().any(|pattern| pattern.starts_with("v2")) {
+        workloads.extend(of_v2());
+    }
+    workloads
 }
 
 fn chosen(workloads: Vec<Workload>, patterns: &[String]) -> Vec<Workload> {

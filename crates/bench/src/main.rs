@@ -28,9 +28,11 @@ fn main() -> ExitCode {
     };
     match command {
         Command::Help => print!("{}", options::HELP),
-        Command::List => {
-            workload::all().iter().chain(&workload::of_clusters()).for_each(|workload| println!("{}", workload.name))
-        }
+        Command::List => workload::all()
+            .iter()
+            .chain(&workload::of_v2())
+            .chain(&workload::of_clusters())
+            .for_each(|workload| println!("{}", workload.name)),
         command => {
             return match measure(&command) {
                 Ok(true) => ExitCode::SUCCESS,

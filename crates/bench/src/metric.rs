@@ -48,6 +48,7 @@ metrics! {
     RSS = "rss", "MB", Lower, "Resident memory afterwards, mapped files included.";
     RSS_ANONYMOUS = "rss anon", "MB", Told, "Resident memory afterwards without mapped files.";
     RSS_RESTARTED = "rss restarted", "MB", Told, "Resident memory after the restart.";
+    WATCHERS_RSS = "watchers' rss", "MB", Lower, "Resident memory that the waiting watchers added.";
     PEAK_RSS = "peak rss", "MB", Lower, "The highest resident memory of the process.";
     DISK_PER_PUT = "disk", "B/put", Lower, "Bytes sent to the disk per put, zeros written ahead into log files not counted.";
     DISK_PER_PUT_RAW = "disk raw", "B/put", Told, "The same with those zeros.";
@@ -101,6 +102,8 @@ pub fn bound(workload: &str, metric: &Metric) -> Option<Bound> {
         ("cluster_outage", "write outage") => ratio(0.9, 0.3),
         ("cluster_catch_up", "p99 during/before") => Some(Bound::Absolute { floor: 1.3, goal: 1.1 }),
         ("cluster_catch_up", "leader's extra rss") => Some(Bound::Absolute { floor: 128.0, goal: 64.0 }),
+        (name, "throughput") if name.starts_with("v2_") && many_clients => ratio(2.0, 3.0),
+        ("v2_watchers_10k", "watchers' rss") => ratio(0.5, 0.25),
         ("put_256b_1", "p50") => ratio(1.0, 0.7),
         ("put_256b_64", "p99.9") => ratio(0.5, 0.25),
         ("watch_latency", "event p50") => ratio(1.0, 0.5),
@@ -154,20 +157,21 @@ impl Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::{all, of_clusters};
+    use crate::workload::{all, of_clusters, of_v2};
 
     /// Each demand of the comparison names a workload and a metric that exist: a renamed one would never be judged.
     #[test]
     fn the_demands_meet_existing_workloads_and_metrics() {
         let mut demands: Vec<String> = Vec::new();
-        for workload in all().into_iter().chain(of_clusters()) {
+        for workload in all().into_iter().chain(of_v2()).chain(of_clusters()) {
             for metric in ALL.iter().filter(|metric| bound(workload.name, metric).is_some()) {
                 assert_ne!(metric.better, Better::Told, "{} is not judged", metric.name);
                 demands.push(format!("{}: {}", workload.name, metric.name));
             }
         }
-        // CPU and throughput at three client counts of three workloads and two of clusters, and the single ones.
-        assert_eq!(demands.len(), (3 + 2) * 3 * 2 + 17 + 3, "{demands:#?}");
+        // CPU and throughput at three client counts of three workloads and two of clusters, the single ones, and those of
+        // the v2 API: throughput at two client counts of two workloads, and the memory of watchers.
+        assert_eq!(demands.len(), (3 + 2) * 3 * 2 + 17 + 3 + 2 * 2 + 1, "{demands:#?}");
     }
 
     #[test]

@@ -29,7 +29,8 @@ keelson-bench list
     Names the workloads.
 
 Options of both
-    --workload PATTERN  only workloads whose name holds PATTERN; with '*' the whole name must match; may be repeated
+    --workload PATTERN  only workloads whose name holds PATTERN; with '*' the whole name must match; may be repeated.
+                        Those of the v2 API only run if a PATTERN begins with v2
     --seconds S         measured time of workloads bounded by time (3)
     --scale F           factor on the number of keys of the large workloads (1)
 ";

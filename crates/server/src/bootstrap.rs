@@ -512,7 +512,14 @@ fn begin(plan: &Plan, mark: &Mark, mut wal: Wal, identity: Identity) -> Result<O
             mark.index
         )));
     }
-    let entries: Vec<Entry> = initial_members(plan)?
+    let members = initial_members(plan)?;
+    if members.is_empty() {
+        return Err(BootError::Mismatch(format!(
+            "the write-ahead log in {} is empty, and the flags do not name the initial members",
+            plan.wal_dir.display()
+        )));
+    }
+    let entries: Vec<Entry> = members
         .iter()
         .zip(1u64..)
         .map(|(member, index)| Entry {

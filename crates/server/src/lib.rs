@@ -9,6 +9,7 @@ mod compactor;
 pub mod config;
 mod consensus;
 mod corruption;
+mod discovery;
 mod downgrade;
 mod drive;
 mod image;
@@ -27,6 +28,7 @@ mod versions;
 mod waiters;
 
 pub use bootstrap::BootError;
+pub use discovery::DiscoveryError;
 pub use run::{Exit, StartError, run};
 
 pub use proto::{CLUSTER_VERSION, ETCD_VERSION};

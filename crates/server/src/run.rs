@@ -1,6 +1,6 @@
 //! A member's whole life.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::rc::Rc;
@@ -20,6 +20,7 @@ use crate::compactor::{Compactor, Retention};
 use crate::config::{AutoCompaction, ClusterError, ClusterState, Config, Url, texts};
 use crate::consensus::{Consensus, Event, Ticks};
 use crate::corruption::{self, Inconsistent};
+use crate::discovery::{self, DiscoveryError};
 use crate::downgrade;
 use crate::drive::{self, Core};
 use crate::listen::{self, Bound, Purpose, Workers};
@@ -45,6 +46,9 @@ pub enum StartError {
     /// Its `--initial-cluster`.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
+    /// The members that found the cluster with it.
+    #[error("failed to join discovery cluster ({0})")]
+    Discovery(#[from] DiscoveryError),
     /// One of its addresses.
     #[error("cannot listen on {url}: {source} (is another etcd running there?)")]
     Listen {
@@ -82,17 +86,41 @@ pub fn run(config: Config) -> Result<Exit, StartError> {
     local.block_on(&runtime, live(config))
 }
 
+/// Name and peer URLs of every initial member: from the flags, or from the discovery service that they name.
+async fn founders(config: &Config) -> Result<BTreeMap<String, Vec<Url>>, StartError> {
+    if config.discovery.url.is_empty() || config.is_initialized() {
+        return Ok(config.initial_members()?);
+    }
+    let place = discovery::Place::parse(&config.discovery.url, &config.discovery.proxy)?;
+    let urls = texts(&config.advertise_peer_urls);
+    let id = state::members::member_id(&urls, config.cluster_token());
+    let pairs: Vec<String> = urls.iter().map(|url| format!("{}={url}", config.name)).collect();
+    let (done, found) = tokio::sync::oneshot::channel();
+    // Waits for other members, perhaps for ever. A thread of its own is nothing that the end of the process waits for.
+    let spawned = std::thread::Builder::new().name("discovery".into()).spawn(move || {
+        // Nobody listens any more once the process is told to stop.
+        drop(done.send(place.join(id, &pairs.join(","))));
+    });
+    spawned.map_err(|source| StartError::System { what: "cannot start a thread", source })?;
+    let list = found.await.map_err(|error| StartError::Failed(error.to_string()))??;
+    Ok(Config { initial_cluster: list, ..config.clone() }.initial_members()?)
+}
+
 async fn live(config: Config) -> Result<Exit, StartError> {
     let mut signals = Signals::new().map_err(|source| StartError::System { what: "cannot handle signals", source })?;
     let for_peers = bind(&config.listen_peer_urls, "configuring peer listeners")?;
     let bound = bind_all(&config)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let founders = tokio::select! {
+        founders = founders(&config) => founders?,
+        signal = signals.next() => return Ok(Exit::Signal(signal)),
+    };
     let plan = bootstrap::Plan {
         name: config.name.clone(),
         data_dir: config.data_dir.clone(),
         wal_dir: config.wal_dir(),
-        initial_cluster: config.initial_members()?.into_iter().map(|(name, urls)| (name, texts(&urls))).collect(),
-        token: config.initial_cluster_token.clone(),
+        initial_cluster: founders.into_iter().map(|(name, urls)| (name, texts(&urls))).collect(),
+        token: config.cluster_token().to_owned(),
         joins: config.initial_cluster_state == ClusterState::Existing,
         force_new_cluster: config.force_new_cluster,
         quota_bytes: config.quota_backend_bytes,

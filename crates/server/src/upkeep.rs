@@ -210,7 +210,7 @@ impl Upkeep {
             return;
         }
         // Each is a write of the v2 tree and moves its index, so none is asked twice without need.
-        if !named && now_ms >= self.next_publish_ms {
+        if !named && now_ms >= self.next_publish_ms && node.knows_what_all_understand() {
             self.next_publish_ms = now_ms + PROPOSE_AGAIN_MS;
             node.publish_attributes();
         }

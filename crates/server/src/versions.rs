@@ -174,6 +174,13 @@ impl Node {
         }
     }
 
+    /// Whether this member can tell in which form the cluster understands its facts: by the cluster's version, or by the
+    /// versions of all members. A member that is not there yet is not waited for for long.
+    pub(crate) fn knows_what_all_understand(&self) -> bool {
+        let is_known = self.state().cluster_version().is_some() || self.oldest_version().is_some();
+        is_known || self.now_ms() >= FOUND_AFTER_MS
+    }
+
     /// Tells the cluster this member's name and client URLs.
     pub(crate) fn publish_attributes(&self) {
         let (own, attributes) = (self.identity.member_id, &self.settings.attributes);

@@ -6,6 +6,7 @@ mod fill;
 mod kv;
 mod lease;
 mod requests;
+mod v2;
 mod watch;
 
 use crate::control::Control;
@@ -105,6 +106,9 @@ enum Kind {
     List { paged: bool },
     OverwriteCompact,
     DeleteMost,
+    V2Put { clients: usize },
+    V2Get { clients: usize },
+    V2Watchers,
     Cluster(cluster::Kind),
 }
 
@@ -136,6 +140,18 @@ pub fn all() -> Vec<Workload> {
         small("overwrite_compact", Kind::OverwriteCompact),
         large("fill_1m", Kind::Fill),
         large("delete_90", Kind::DeleteMost),
+    ]
+}
+
+/// All workloads of the v2 API in the order in which they run. Not every etcd has it, so they are run when named.
+pub fn of_v2() -> Vec<Workload> {
+    let small = |name, kind| Workload { name, large: false, kind };
+    vec![
+        small("v2_put_256b_64", Kind::V2Put { clients: 64 }),
+        small("v2_put_256b_256", Kind::V2Put { clients: 256 }),
+        small("v2_get_64", Kind::V2Get { clients: 64 }),
+        small("v2_get_256", Kind::V2Get { clients: 256 }),
+        small("v2_watchers_10k", Kind::V2Watchers),
     ]
 }
 
@@ -191,6 +207,9 @@ impl Workload {
             Kind::List { paged } => fill::list(target, settings, paged).await,
             Kind::OverwriteCompact => churn::overwrite_compact(target, settings).await,
             Kind::DeleteMost => churn::delete_most(target, settings).await,
+            Kind::V2Put { clients } => v2::put(target, settings, clients).await,
+            Kind::V2Get { clients } => v2::get(target, settings, clients).await,
+            Kind::V2Watchers => v2::watchers(target).await,
             Kind::Cluster(_) => Err(BenchError::Wrong(format!("{} is for clusters", self.name))),
         }
     }

@@ -55,6 +55,12 @@ impl Config {
         self.initial_members_with(&look_up)
     }
 
+    /// What the IDs of the members and of the cluster are made of, besides URLs: a cluster that finds itself at a discovery
+    /// service has its URL there as the token.
+    pub fn cluster_token(&self) -> &str {
+        if self.discovery.url.is_empty() { &self.initial_cluster_token } else { &self.discovery.url }
+    }
+
     /// [`Config::initial_members`] with a given way of looking up hosts.
     pub fn initial_members_with(&self, resolve: Resolve<'_>) -> Result<BTreeMap<String, Vec<Url>>, ClusterError> {
         let members = parse(&self.initial_cluster)?;

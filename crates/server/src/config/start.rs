@@ -79,8 +79,8 @@ impl Config {
             return refuse("--listen-client-http-urls".into());
         }
         let discovery = &self.discovery;
-        if !discovery.url.is_empty() || !discovery.srv.is_empty() || !discovery.token.is_empty() {
-            return refuse("discovery".into());
+        if !discovery.srv.is_empty() || !discovery.token.is_empty() {
+            return refuse("discovery other than by --discovery".into());
         }
         Ok(())
     }
