@@ -48,11 +48,12 @@ where
 {
     let Ok(Ok((greeting, is_http2))) = timeout(GREETING_TIMEOUT, read_greeting(&mut io)).await else { return };
     let io = Rewound { greeting, io };
-    // How a connection ends is the client's business and no news.
+    // How a connection ends is the client's business and no news. Boxed, so that a connection that waits needs no room
+    // for what it is not doing.
     if is_http2 {
-        let _ = serve_http2(io, &worker).await;
+        let _ = Box::pin(serve_http2(io, &worker)).await;
     } else {
-        let _ = serve_http1(io, &worker, Port::Client).await;
+        let _ = Box::pin(serve_http1(io, &worker, Port::Client)).await;
     }
 }
 
@@ -88,7 +89,9 @@ async fn serve_http1<I>(io: I, worker: &Rc<Worker>, port: Port) -> hyper::Result
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let service = service_fn(|request| crate::ops::serve_http1(worker.clone(), port, request));
+    // Boxed: the library keeps room for a request's work for as long as the connection lives, also while an answer's
+    // body waits for an event.
+    let service = service_fn(|request| Box::pin(crate::ops::serve_http1(worker.clone(), port, request)));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
