@@ -1,6 +1,7 @@
 //! The apply actor: the only writer of the state. A thread runs it, and for little things the log's thread.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -227,23 +228,35 @@ pub(crate) struct Runner {
     applier: Applier,
     jobs: VecDeque<ApplyJob>,
     replies: Outbox,
-    /// Since when something is applied that the file system does not have.
-    dirty_since: Option<Instant>,
+    /// When something was applied, by the host's clock, that the file system does not have.
+    dirty_since: Option<Duration>,
 }
 
 /// The thread.
 pub(crate) fn run(node: &Arc<Node>) {
     let mut flush_at = None;
     while node.apply_queue.wait(flush_at) {
-        let mut runner = node.runner.lock();
-        let Some(runner) = runner.as_mut() else { break };
-        node.apply_queue.take_now(&mut runner.jobs);
-        if let Err(error) = runner.turn(node).and_then(|()| Ok(runner.flush_if_due()?)) {
-            node.fail(&crate::chain(&error));
-            return;
-        }
-        flush_at = runner.dirty_since.map(|since| since + FLUSH_AFTER);
+        let ControlFlow::Continue(flush_in) = turn(node) else { return };
+        flush_at = flush_in.map(|wait| Instant::now() + wait);
     }
+    close(node);
+}
+
+/// One turn of the thread: everything that has queued up. Answers when it wants the next one even if nothing comes, or
+/// breaks if the member cannot go on.
+pub(crate) fn turn(node: &Node) -> ControlFlow<(), Option<Duration>> {
+    let mut runner = node.runner.lock();
+    let Some(runner) = runner.as_mut() else { return ControlFlow::Break(()) };
+    node.apply_queue.take_now(&mut runner.jobs);
+    if let Err(error) = runner.turn(node).and_then(|()| Ok(runner.flush_if_due(node)?)) {
+        node.fail(&crate::chain(&error));
+        return ControlFlow::Break(());
+    }
+    ControlFlow::Continue(runner.flush_in(node))
+}
+
+/// Closes the store after a clean stop.
+pub(crate) fn close(node: &Node) {
     if let Some(runner) = node.runner.lock().take()
         && !node.failed()
         && let Err(error) = runner.applier.close()
@@ -316,7 +329,7 @@ impl Runner {
 
     fn turn(&mut self, node: &Node) -> Result<(), ApplyError> {
         if !self.jobs.is_empty() {
-            self.dirty_since.get_or_insert_with(Instant::now);
+            self.dirty_since.get_or_insert_with(|| node.host.now());
         }
         while let Some(job) = self.jobs.pop_front() {
             match job {
@@ -355,6 +368,7 @@ impl Runner {
             node.waiters.hold_compaction(id, answer);
             node.upkeep_queue.push(UpkeepJob::Wake);
         }
+        node.host.saw_applied(self.applier.applied(), &effects.answers);
         count(node, &effects.answers);
         node.waiters.answer(&mut effects.answers, &mut self.replies);
         self.replies.flush();
@@ -384,13 +398,19 @@ impl Runner {
         remove_received(node.disk.as_ref(), &node.settings.snap_dir, snapshot.index);
         node.last_snapshot.store(snapshot.index, Ordering::Release);
         node.membership_replaced();
+        node.host.saw_applied(self.applier.applied(), &[]);
         tracing::info!("snapshot-index" = snapshot.index, "current-rev" = node.state_revision(), "applied snapshot");
         node.tell(Event::Applied);
         Ok(())
     }
 
-    fn flush_if_due(&mut self) -> Result<(), Fatal> {
-        if self.dirty_since.is_some_and(|since| since.elapsed() >= FLUSH_AFTER) {
+    /// How long what is applied may still wait until it is given to the file system; `None` if there is nothing.
+    fn flush_in(&self, node: &Node) -> Option<Duration> {
+        self.dirty_since.map(|since| (since + FLUSH_AFTER).saturating_sub(node.host.now()))
+    }
+
+    fn flush_if_due(&mut self, node: &Node) -> Result<(), Fatal> {
+        if self.flush_in(node) == Some(Duration::ZERO) {
             self.applier.flush()?;
             self.dirty_since = None;
         }

@@ -15,6 +15,7 @@ use store::{Mark, Options, Store};
 use wal::{Entry, EntryKind, HardState, Identity, SnapshotMark, Wal, WalError};
 
 use crate::applier;
+use crate::host::Neighbours;
 use crate::takeover::{self, TakeoverError};
 use crate::versions;
 
@@ -108,7 +109,12 @@ pub(crate) const MAX_QUEUED_BYTES: usize = 160 << 20;
 const LOCK_NOTICE: Duration = Duration::from_secs(10);
 
 /// Opens or makes the data directory.
-pub(crate) fn boot(disk: &Arc<dyn Disk>, plan: &Plan, seed: u64) -> Result<Booted, BootError> {
+pub(crate) fn boot(
+    disk: &Arc<dyn Disk>,
+    neighbours: &dyn Neighbours,
+    plan: &Plan,
+    seed: u64,
+) -> Result<Booted, BootError> {
     let member_dir = plan.data_dir.join("member");
     let snap_dir = member_dir.join("snap");
     let store_dir = member_dir.join("store");
@@ -124,7 +130,7 @@ pub(crate) fn boot(disk: &Arc<dyn Disk>, plan: &Plan, seed: u64) -> Result<Boote
     if exists && let Some(taken) = takeover::take_over(disk, &snap_dir, &plan.wal_dir, &mark, &mut writer)? {
         mark = taken.mark;
     }
-    let founding = if exists { None } else { Some(found(plan)?) };
+    let founding = if exists { None } else { Some(found(plan, neighbours)?) };
     let config = state::Config {
         quota_bytes: plan.quota_bytes,
         heartbeat_ms: plan.heartbeat_ms,
@@ -277,7 +283,7 @@ const ASK_FOUNDER: Duration = Duration::from_secs(1);
 const ASK_MEMBER: Duration = Duration::from_secs(10);
 
 /// Finds out who this member is: from the flags, and from the members that run already.
-fn found(plan: &Plan) -> Result<Founding, BootError> {
+fn found(plan: &Plan, neighbours: &dyn Neighbours) -> Result<Founding, BootError> {
     let members = initial_members(plan)?;
     let own = members.iter().find(|m| m.name == plan.name).ok_or_else(|| {
         BootError::Cluster(format!("couldn't find local name {:?} in the initial cluster configuration", plan.name))
@@ -285,11 +291,11 @@ fn found(plan: &Plan) -> Result<Founding, BootError> {
     let others: Vec<&str> =
         members.iter().filter(|m| m.name != plan.name).flat_map(|m| &m.peer_urls).map(String::as_str).collect();
     if plan.joins {
-        return join(&members, own, &others);
+        return join(&members, own, &others, neighbours);
     }
     for url in others {
         // One that does not answer may not be running yet.
-        let Ok(known) = ask(url, ASK_FOUNDER) else { continue };
+        let Ok(known) = neighbours.members(url, ASK_FOUNDER) else { continue };
         if known.members.iter().any(|m| m.id == own.id && !m.client_urls.is_empty()) {
             return Err(BootError::Cluster(format!(
                 "member {:x} has already been bootstrapped; if its data is lost, remove it with `etcdctl member remove {:x}`, \
@@ -305,16 +311,16 @@ fn found(plan: &Plan) -> Result<Founding, BootError> {
     Ok(Founding { identity, remotes })
 }
 
-fn ask(url: &str, timeout: Duration) -> Result<peer::Members, String> {
-    let caller = peer::Caller::new(timeout);
-    peer::blocking(caller.members(url)).map_err(|e| e.to_string())?.map_err(|e| e.to_string())
-}
-
 /// Takes identity and company from a cluster that runs: the list of the flags must be its list.
-fn join(listed: &[members::Member], own: &members::Member, others: &[&str]) -> Result<Founding, BootError> {
+fn join(
+    listed: &[members::Member],
+    own: &members::Member,
+    others: &[&str],
+    neighbours: &dyn Neighbours,
+) -> Result<Founding, BootError> {
     let mut known = None;
     for url in others {
-        match ask(url, ASK_MEMBER) {
+        match neighbours.members(url, ASK_MEMBER) {
             Ok(members) => {
                 known = Some(members);
                 break;
@@ -352,16 +358,15 @@ fn join(listed: &[members::Member], own: &members::Member, others: &[&str]) -> R
         }
     }
     let node_id = node_id.ok_or_else(|| invalid("this member is not among them"))?;
-    check_versions(&known)?;
+    check_versions(&known, neighbours)?;
     let remotes = known.members.into_iter().filter(|m| m.id != node_id).map(|m| (m.id, m.peer_urls)).collect();
     Ok(Founding { identity: Identity { node_id, cluster_id: known.cluster_id }, remotes })
 }
 
 /// A cluster whose version is above ours uses what we do not know.
-fn check_versions(known: &peer::Members) -> Result<(), BootError> {
-    let caller = peer::Caller::new(ASK_FOUNDER);
+fn check_versions(known: &peer::Members, neighbours: &dyn Neighbours) -> Result<(), BootError> {
     for url in known.members.iter().filter(|m| !m.client_urls.is_empty()).flat_map(|m| &m.peer_urls) {
-        let Ok(Ok(version)) = peer::blocking(caller.version(url)) else { continue };
+        let Ok(version) = neighbours.version(url, ASK_FOUNDER) else { continue };
         if versions::parse(&version.cluster) > versions::parse(crate::CLUSTER_VERSION) {
             return Err(BootError::Cluster(format!(
                 "incompatible with current running cluster: its version is {}, and this is etcd {}",

@@ -47,7 +47,7 @@ pub(crate) enum Event {
     /// The leadership is to be handed to whoever is fittest: this member is about to stop.
     HandOver(Reply),
     /// Where this leader's followers are.
-    Progress(std::sync::mpsc::Sender<Vec<Progress>>),
+    Progress(tokio::sync::oneshot::Sender<Vec<Progress>>),
 }
 
 /// A batch for the log's thread.

@@ -109,7 +109,7 @@ impl Node {
 /// Ends a downgrade whose members all run the target version, while this member leads, until the task is dropped.
 pub(crate) async fn watch(node: Arc<Node>, every: Duration) {
     loop {
-        tokio::time::sleep(every).await;
+        node.host.sleep(every).await;
         let downgrade = node.state().downgrade();
         if !node.is_leader() || !downgrade.enabled || !node.all_run(&downgrade.target_version) {
             continue;

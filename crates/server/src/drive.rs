@@ -110,6 +110,11 @@ pub(crate) fn run_consensus(node: &Arc<Node>) {
         // After a pause of the whole process there is no sense in ticking for the time that was slept through.
         next_tick = (next_tick + node.settings.tick).max(Instant::now());
     }
+    finish(node);
+}
+
+/// Ends the raft actor after a clean stop; what it still has to say is the log's and the apply thread's last work.
+pub(crate) fn finish(node: &Node) {
     node.raft_queue.close();
     if let Some(mut core) = node.core.lock().take() {
         core.turn(node);
@@ -152,6 +157,7 @@ fn pass_on(node: &Node, consensus: &Consensus, out: &mut Outbox) {
     let status = consensus.status();
     node.committed.store(status.commit_index, Ordering::Release);
     if !out.committed.is_empty() {
+        node.host.saw_committed(&out.committed);
         // Who runs the actor wakes the apply thread when it has let go of it, or does its work.
         node.apply_queue.push_quietly(ApplyJob::Entries(std::mem::take(&mut out.committed)));
     }
@@ -164,7 +170,7 @@ fn pass_on(node: &Node, consensus: &Consensus, out: &mut Outbox) {
     if status.leader != leader_before {
         node.leader.store(status.leader, Ordering::Release);
         if status.leader != 0 && node.last_leader.swap(status.leader, Ordering::Relaxed) != status.leader {
-            node.leader_since_ns.store(crate::member::wall_clock_ns(), Ordering::Relaxed);
+            node.leader_since_ns.store(node.wall_clock_ns(), Ordering::Relaxed);
         }
         if leader_before != 0 {
             node.leader_lost_ms.store(node.now_ms(), Ordering::Release);

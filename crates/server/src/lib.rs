@@ -12,6 +12,7 @@ mod corruption;
 mod discovery;
 mod downgrade;
 mod drive;
+pub mod host;
 mod image;
 mod listen;
 mod log_writer;

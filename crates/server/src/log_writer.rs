@@ -1,6 +1,7 @@
 //! The log's thread: one write and one sync for everything that has queued up (group commit).
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,18 +43,26 @@ const SLOW_SYNC: Duration = Duration::from_secs(1);
 pub(crate) fn run(node: &Arc<Node>, mut wal: Wal) {
     let mut jobs = VecDeque::new();
     while node.log_queue.take_all(&mut jobs, None) {
-        if let Err(error) = turn(node, &mut wal, &mut jobs) {
-            node.fail(&crate::chain(&error));
+        if turn(node, &mut wal, &mut jobs).is_break() {
             return;
-        }
-        if let Some(prepare) = wal.prepare_next() {
-            node.spare_queue.push(prepare);
         }
     }
 }
 
+/// One turn of the thread. Breaks if the member cannot go on.
+pub(crate) fn turn(node: &Node, wal: &mut Wal, jobs: &mut VecDeque<LogJob>) -> ControlFlow<()> {
+    if let Err(error) = carry_out(node, wal, jobs) {
+        node.fail(&crate::chain(&error));
+        return ControlFlow::Break(());
+    }
+    if let Some(prepare) = wal.prepare_next() {
+        node.spare_queue.push(prepare);
+    }
+    ControlFlow::Continue(())
+}
+
 /// Carries out what has queued up; appends that follow each other become one.
-fn turn(node: &Node, wal: &mut Wal, jobs: &mut VecDeque<LogJob>) -> Result<(), LogError> {
+fn carry_out(node: &Node, wal: &mut Wal, jobs: &mut VecDeque<LogJob>) -> Result<(), LogError> {
     let mut pending: Option<LogBatch> = None;
     for job in jobs.drain(..) {
         if let LogJob::Append(batch) = job {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use api::{
     Answer, FollowerStats, Identity, Limits, LogLevel, Member, MemberChange, MessageRate, Metrics, PeerTraffic, Reply,
@@ -21,6 +21,7 @@ use state::{Error, Reader};
 use crate::applier::{ApplyJob, Runner};
 use crate::consensus::Event;
 use crate::drive::Core;
+use crate::host::{Host, Peers};
 use crate::image;
 use crate::log_writer::LogJob;
 use crate::logging;
@@ -78,9 +79,9 @@ pub(crate) struct Node {
     /// This node, for work that outlives a call.
     pub(crate) this: Weak<Node>,
     /// The connections to the other members; there from before the first event to after the last.
-    pub(crate) transport: OnceLock<peer::Transport>,
-    /// The event loop on which requests to other members wait for their answers.
-    pub(crate) events: OnceLock<tokio::runtime::Handle>,
+    pub(crate) peers: OnceLock<Arc<dyn Peers>>,
+    /// Where this member lives.
+    pub(crate) host: Arc<dyn Host>,
     /// Versions of the members, as far as they have told.
     pub(crate) versions: Mutex<Versions>,
     /// Snapshots on their way to other members, and until when the log is kept for those that have got theirs.
@@ -104,7 +105,8 @@ pub(crate) struct Node {
     reader: Reader,
     /// Held by the apply thread while it works on a batch; who holds it sees the state between two entries.
     pub(crate) between_entries: Mutex<raftpb::ConfState>,
-    started: Instant,
+    /// When, by the host's clock.
+    started: Duration,
     ids: IdGenerator,
     pub(crate) applied: AtomicU64,
     pub(crate) committed: AtomicU64,
@@ -144,6 +146,7 @@ impl Node {
     pub(crate) fn new(
         this: &Weak<Node>,
         settings: Settings,
+        host: Arc<dyn Host>,
         disk: Arc<dyn Disk>,
         metrics: Arc<Metrics>,
         identity: Identity,
@@ -153,7 +156,7 @@ impl Node {
         core: Core,
         runner: Runner,
     ) -> Self {
-        let started_ns = wall_clock_ns();
+        let started_ns = nanos(host.wall());
         Self {
             settings,
             disk,
@@ -169,8 +172,7 @@ impl Node {
             log_sent: AtomicU64::new(0),
             log_synced: AtomicU64::new(0),
             this: this.clone(),
-            transport: OnceLock::new(),
-            events: OnceLock::new(),
+            peers: OnceLock::new(),
             versions: Mutex::default(),
             snapshots_out: AtomicU64::new(0),
             keep_log_until_ms: AtomicU64::new(0),
@@ -186,13 +188,14 @@ impl Node {
             applied: AtomicU64::new(applied),
             committed: AtomicU64::new(applied),
             between_entries: Mutex::new(conf_state),
-            started: Instant::now(),
-            ids: IdGenerator::new(identity.member_id),
+            started: host.now(),
+            ids: IdGenerator::new(identity.member_id, host.wall()),
             term: AtomicU64::new(0),
             leader: AtomicU64::new(0),
             last_leader: AtomicU64::new(0),
             leader_since_ns: AtomicI64::new(started_ns),
             started_ns,
+            host,
             learner: AtomicBool::new(false),
             local_reads: AtomicBool::new(false),
             reads_wait_for_apply: AtomicBool::new(false),
@@ -207,6 +210,11 @@ impl Node {
     /// Whether clients write, so that background work should take its time.
     pub(crate) fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Relaxed)
+    }
+
+    /// Nanoseconds since 1970.
+    pub(crate) fn wall_clock_ns(&self) -> i64 {
+        nanos(self.host.wall())
     }
 
     pub(crate) fn is_leader(&self) -> bool {
@@ -318,7 +326,7 @@ impl Node {
         let request = v2pb::Request {
             id: Some(self.ids.next()),
             method: Some("SYNC".into()),
-            time: Some(wall_clock_ns()),
+            time: Some(self.wall_clock_ns()),
             ..Default::default()
         };
         self.tell(Event::ProposeAsLeader(request.encode_to_vec().into(), term));
@@ -455,7 +463,7 @@ impl Member for Node {
     }
 
     fn self_stats(&self) -> SelfStats {
-        let (received, sent) = self.transport.get().map(peer::Transport::append_rates).unwrap_or_default();
+        let (received, sent) = self.peers.get().map(|peers| peers.append_rates()).unwrap_or_default();
         SelfStats {
             name: self.settings.attributes.name.clone(),
             started_ns: self.started_ns,
@@ -467,7 +475,7 @@ impl Member for Node {
     }
 
     fn follower_stats(&self) -> Vec<FollowerStats> {
-        let latencies = self.transport.get().map(peer::Transport::append_latencies).unwrap_or_default();
+        let latencies = self.peers.get().map(|peers| peers.append_latencies()).unwrap_or_default();
         let stats = |(id, latency): (u64, peer::AppendLatency)| FollowerStats {
             id,
             current: latency.current_ms,
@@ -522,17 +530,7 @@ impl Member for Node {
     }
 
     fn peer_traffic(&self) -> Vec<PeerTraffic> {
-        let statuses = self.transport.get().map(peer::Transport::statuses).unwrap_or_default();
-        let traffic = |(id, status): (u64, peer::PeerStatus)| PeerTraffic {
-            id,
-            active: status.active_since.is_some(),
-            disconnects: status.disconnects,
-            sent_bytes: status.sent_bytes,
-            received_bytes: status.received_bytes,
-            send_failures: status.send_failures,
-            receive_failures: status.receive_failures,
-        };
-        statuses.into_iter().map(traffic).collect()
+        self.peers.get().map(|peers| peers.traffic()).unwrap_or_default()
     }
 
     fn identity(&self) -> Identity {
@@ -592,7 +590,7 @@ impl Member for Node {
 
     fn now_ms(&self) -> u64 {
         // Starts at 1, so that 0 can mean "never".
-        1 + u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+        1 + u64::try_from(self.host.now().saturating_sub(self.started).as_millis()).unwrap_or(u64::MAX - 1)
     }
 
     fn limits(&self) -> &Limits {
@@ -622,10 +620,8 @@ fn message_rate(rate: peer::AppendRate) -> MessageRate {
     }
 }
 
-/// Nanoseconds since 1970.
-pub(crate) fn wall_clock_ns() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
+fn nanos(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// Request IDs: two bytes of the member's ID, five of the time in milliseconds, one counter; each is the one before plus 1,
@@ -634,8 +630,8 @@ pub(crate) fn wall_clock_ns() -> i64 {
 struct IdGenerator(AtomicU64);
 
 impl IdGenerator {
-    fn new(member_id: u64) -> Self {
-        let ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    fn new(member_id: u64, wall: Duration) -> Self {
+        let ms = wall.as_millis() as u64;
         Self(AtomicU64::new((member_id << 48) | ((ms & 0xff_ffff_ffff) << 8)))
     }
 

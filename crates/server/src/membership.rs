@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use api::{Answer, Member as _, MemberChange, Outcome, Reply};
-use peer::Caller;
 use prost::Message as _;
 use proto::raftpb;
 use raft_driver::Progress;
@@ -13,6 +12,7 @@ use state::{Error, Member, members};
 
 use crate::config::Url;
 use crate::consensus::Event;
+use crate::host::Peers;
 use crate::member::Node;
 use crate::peers::ask;
 
@@ -38,7 +38,7 @@ impl Node {
 
     async fn add_member(self: Arc<Self>, peer_urls: Vec<String>, is_learner: bool) -> Outcome {
         let peer_urls = checked(&peer_urls)?;
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let seconds = self.host.wall().as_secs();
         let id = members::added_member_id(&peer_urls, i64::try_from(seconds).unwrap_or(0));
         let member = Member { id, peer_urls, is_learner, ..Member::default() };
         if self.settings.strict_reconfig_check {
@@ -97,7 +97,7 @@ impl Node {
         if self.is_leader() {
             return self.promote_here(id).await;
         }
-        let there = move |caller: Caller, url: String| async move { caller.promote(&url, id).await };
+        let there = |peers: &dyn Peers, url| peers.promote(url, id);
         let found = self.at_leader(|node| node.is_leader().then_some(Err(Error::LeaderChanged)), there).await;
         let members = match found {
             // Elected meanwhile.
@@ -174,13 +174,10 @@ impl Node {
     }
 
     async fn progress(&self) -> Result<Vec<Progress>, Error> {
-        let (sender, receiver) = std::sync::mpsc::channel();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
         self.tell(Event::Progress(sender));
         // Answered within the actor's next turn, which another thread may be in at this moment.
-        tokio::task::spawn_blocking(move || receiver.recv_timeout(Duration::from_secs(5)))
-            .await
-            .map_err(|_| Error::Stopped)?
-            .map_err(|_| Error::Timeout)
+        receiver.await.map_err(|_| Error::Stopped)
     }
 
     fn voters(&self) -> Vec<Member> {
@@ -189,8 +186,7 @@ impl Node {
 
     /// How long messages have been getting through to that member; `None` if they do not.
     fn connected_for(&self, id: u64) -> Option<Duration> {
-        let since = self.transport.get()?.active_since(id)?;
-        Some(Instant::now().saturating_duration_since(since))
+        self.peers.get()?.connected_for(id)
     }
 
     fn is_healthy(&self, id: u64) -> bool {
@@ -230,7 +226,7 @@ impl Node {
     pub(crate) fn membership_changed(&self, change: &state::MemberChange) {
         let own = self.identity.member_id;
         let hex = |id: u64| format!("{id:x}");
-        let Some(transport) = self.transport.get() else { return };
+        let Some(peers) = self.peers.get() else { return };
         match change {
             state::MemberChange::None => {}
             state::MemberChange::Added(member) => {
@@ -243,7 +239,7 @@ impl Node {
                     "added member"
                 );
                 if member.id != own {
-                    transport.add_peer(member.id, member.peer_urls.clone());
+                    peers.add(member.id, member.peer_urls.clone());
                 }
             }
             state::MemberChange::Promoted(member) => {
@@ -256,7 +252,7 @@ impl Node {
                     "updated member"
                 );
                 if member.id != own {
-                    transport.update_peer(member.id, member.peer_urls.clone());
+                    peers.update(member.id, member.peer_urls.clone());
                 }
             }
             state::MemberChange::Removed(id) => {
@@ -269,7 +265,7 @@ impl Node {
                 if *id == own {
                     self.leave();
                 } else {
-                    transport.remove_peer(*id);
+                    peers.remove(*id);
                 }
             }
         }
@@ -278,16 +274,16 @@ impl Node {
     /// After a snapshot: whoever is not in it is gone, and whoever is may be new.
     pub(crate) fn membership_replaced(&self) {
         let own = self.identity.member_id;
-        let Some(transport) = self.transport.get() else { return };
+        let Some(peers) = self.peers.get() else { return };
         let known = self.state().members();
-        for (id, _) in transport.statuses() {
-            if !known.iter().any(|m| m.id == id) {
-                transport.remove_peer(id);
+        for peer in peers.traffic() {
+            if !known.iter().any(|m| m.id == peer.id) {
+                peers.remove(peer.id);
             }
         }
         for member in known.into_iter().filter(|m| m.id != own) {
-            transport.add_peer(member.id, member.peer_urls.clone());
-            transport.update_peer(member.id, member.peer_urls);
+            peers.add(member.id, member.peer_urls.clone());
+            peers.update(member.id, member.peer_urls);
         }
         if self.state().is_removed(own) {
             self.leave();
@@ -296,12 +292,12 @@ impl Node {
 
     /// This member was removed: it stops, after a moment in which others may still learn of it from here.
     pub(crate) fn leave(&self) {
-        let (Some(node), Some(events)) = (self.this.upgrade(), self.events.get()) else { return };
+        let Some(node) = self.this.upgrade() else { return };
         if self.leaving.swap(true, Ordering::SeqCst) {
             return;
         }
-        events.spawn(async move {
-            tokio::time::sleep(LEAVE_AFTER).await;
+        self.host.spawn(Box::pin(async move {
+            node.host.sleep(LEAVE_AFTER).await;
             tracing::error!(error = "the member has been permanently removed from the cluster", "server error");
             tracing::warn!(
                 "data-dir" = %node.settings.data_dir.display(),
@@ -312,7 +308,7 @@ impl Node {
                  with --initial-cluster-state existing"
             );
             node.stop();
-        });
+        }));
     }
 }
 

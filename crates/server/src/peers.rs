@@ -13,15 +13,14 @@ use api::mailbox::Mailbox;
 use api::{Answer, Member as _, MemberChange, Outcome, Reply, TimeToLive};
 use bytes::Bytes;
 use disk::Open;
-use peer::{
-    BoxFuture, CallError, Caller, HashError, HashKv, LeaseError, Local, PromoteError, RemainingLease, StepError,
-};
+use peer::{BoxFuture, CallError, HashError, HashKv, LeaseError, Local, PromoteError, RemainingLease, StepError};
 use proto::raftpb;
 use state::Error;
 use state::lease::Renewal;
 
 use crate::applier::{PARTIAL, snapshot_file_name};
 use crate::consensus::Event;
+use crate::host::Peers;
 use crate::member::Node;
 
 /// How fast a snapshot is sent while clients write: they should not notice.
@@ -38,8 +37,6 @@ const PIECE_BYTES: usize = 256 << 10;
 const RECEIVED_SYNC_BYTES: u64 = 4 << 20;
 /// Before a request to the leader is repeated.
 const RETRY: Duration = Duration::from_millis(50);
-/// How long one call of a peer may take.
-const CALL: Duration = Duration::from_secs(5);
 
 /// The member as its peers see it.
 pub(crate) struct Link(pub(crate) Arc<Node>);
@@ -241,8 +238,8 @@ pub(crate) async fn ask(question: impl FnOnce(Reply)) -> Outcome {
 struct Paced {
     pieces: state::Pieces,
     node: Arc<Node>,
-    /// When the next piece may leave.
-    due: Instant,
+    /// When the next piece may leave, by the host's clock.
+    due: Duration,
 }
 
 impl Iterator for Paced {
@@ -252,8 +249,9 @@ impl Iterator for Paced {
         let piece = self.pieces.next()?;
         if let Ok(piece) = &piece {
             let rate = if self.node.is_busy() { BUSY_BYTES_PER_SECOND } else { IDLE_BYTES_PER_SECOND };
-            std::thread::sleep(self.due.saturating_duration_since(Instant::now()));
-            self.due = self.due.max(Instant::now()) + Duration::from_secs_f64(piece.len() as f64 / rate as f64);
+            let host = &self.node.host;
+            host.block(self.due.saturating_sub(host.now()));
+            self.due = self.due.max(host.now()) + Duration::from_secs_f64(piece.len() as f64 / rate as f64);
         }
         Some(piece)
     }
@@ -278,25 +276,25 @@ impl Node {
         if messages.is_empty() {
             return;
         }
-        let Some(transport) = self.transport.get() else { return };
+        let Some(peers) = self.peers.get() else { return };
         let is_snapshot = |m: &mut raftpb::Message| m.r#type() == raftpb::MessageType::MsgSnap;
         for snapshot in messages.extract_if(.., is_snapshot) {
             self.send_snapshot(snapshot);
         }
-        transport.send(messages);
+        peers.send(messages);
     }
 
     /// Sends what this member has applied, which is at least what raft asks for. Making the file reads the whole state, so
     /// a thread of its own does it.
     fn send_snapshot(&self, mut message: raftpb::Message) {
         let to = message.to.unwrap_or(0);
-        let (Some(node), Some(transport)) = (self.this.upgrade(), self.transport.get().cloned()) else { return };
+        let (Some(node), Some(peers)) = (self.this.upgrade(), self.peers.get().cloned()) else { return };
         self.sending.lock().insert(to, Instant::now());
         self.metrics.snapshot_send_inflights.with_label_values(&[&format!("{to:x}")]).inc();
         if self.snapshots_out.fetch_add(1, Ordering::SeqCst) >= MAX_SNAPSHOTS {
             return self.snapshot_ended(to, false);
         }
-        let spawned = std::thread::Builder::new().name("snapshot".into()).spawn(move || {
+        let send = move || {
             let image = node.image();
             let index = image.index();
             message.snapshot = Some(raftpb::Snapshot {
@@ -312,16 +310,16 @@ impl Node {
             match pieces.total_bytes() {
                 Ok(bytes) => {
                     tracing::info!(to = %format!("{to:x}"), "snapshot-index" = index, bytes, "sending a database snapshot");
-                    let paced = Paced { pieces, node: Arc::clone(&node), due: Instant::now() };
-                    transport.send_snapshot(message, Box::new(paced));
+                    let paced = Paced { pieces, node: Arc::clone(&node), due: node.host.now() };
+                    peers.send_snapshot(message, Box::new(paced));
                 }
                 Err(error) => {
                     tracing::error!(%error, to = %format!("{to:x}"), "cannot make a database snapshot");
                     node.snapshot_ended(to, false);
                 }
             }
-        });
-        if spawned.is_err() {
+        };
+        if !self.host.work("snapshot", Box::new(send)) {
             self.snapshot_ended(to, false);
         }
     }
@@ -394,7 +392,7 @@ impl Node {
     /// Renews a lease, here or through the leader.
     pub(crate) fn renew_lease(&self, id: i64, reply: Reply) {
         self.in_background(reply, move |node| async move {
-            let there = move |caller: Caller, url: String| async move { caller.renew_lease(&url, id).await };
+            let there = |peers: &dyn Peers, url| peers.renew_lease(url, id);
             let until = node.now_ms() + node.settings.limits.request_timeout_ms;
             loop {
                 if let Some(outcome) = node.renew_as_leader(id).await {
@@ -405,7 +403,7 @@ impl Node {
                     Ok(ttl) => return Ok(Answer::Renewed(ttl)),
                     Err(Error::LeaseNotFound) => return Ok(Answer::Renewed(0)),
                     // Elected meanwhile, or not yet ready to renew.
-                    Err(Error::LeaderChanged) if node.now_ms() < until => tokio::time::sleep(RETRY).await,
+                    Err(Error::LeaderChanged) if node.now_ms() < until => node.host.sleep(RETRY).await,
                     Err(Error::LeaderChanged) => return Err(node.timeout_error()),
                     Err(error) => return Err(error),
                 }
@@ -417,9 +415,12 @@ impl Node {
     pub(crate) fn forward_time_to_live(&self, id: i64, keys: bool, reply: Reply) {
         self.in_background(reply, move |node| async move {
             let here = |node: &Node| node.time_to_live_here(id, keys).map(Ok);
-            let there = move |caller: Caller, url: String| async move {
-                let found = caller.remaining_lease(&url, id, keys).await?;
-                Ok(TimeToLive { ttl: found.ttl, granted_ttl: found.granted_ttl, keys: found.keys })
+            let there = |peers: &dyn Peers, url| -> BoxFuture<_> {
+                let asked = peers.remaining_lease(url, id, keys);
+                Box::pin(async move {
+                    let RemainingLease { ttl, granted_ttl, keys, .. } = asked.await?;
+                    Ok(TimeToLive { ttl, granted_ttl, keys })
+                })
             };
             match node.at_leader(here, there).await {
                 Ok(found) => Ok(Answer::TimeToLive(found)),
@@ -436,22 +437,20 @@ impl Node {
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
-        // Without either the member is stopping; a dropped reply says so.
-        let (Some(node), Some(events)) = (self.this.upgrade(), self.events.get()) else { return };
+        // Without it the member is stopping; a dropped reply says so.
+        let Some(node) = self.this.upgrade() else { return };
         let work = work(node);
-        events.spawn(async move { reply.send(work.await) });
+        self.host.spawn(Box::pin(async move { reply.send(work.await) }));
     }
 
     /// Does something here if this member leads, and otherwise through the leader's peer port, again and again until it
     /// is done, refused, or the request's time is over.
-    pub(crate) async fn at_leader<T, F>(
+    pub(crate) async fn at_leader<T>(
         &self,
         here: impl Fn(&Node) -> Option<Result<T, Error>>,
-        there: impl Fn(Caller, String) -> F,
-    ) -> Result<T, Error>
-    where
-        F: Future<Output = Result<T, CallError>>,
-    {
+        there: impl Fn(&dyn Peers, String) -> BoxFuture<Result<T, CallError>>,
+    ) -> Result<T, Error> {
+        let peers = self.peers.get().ok_or(Error::Stopped)?;
         let until = self.now_ms() + self.settings.limits.request_timeout_ms;
         loop {
             if let Some(done) = here(self) {
@@ -459,7 +458,7 @@ impl Node {
             }
             let leader = self.state().member(self.leader());
             for url in leader.map(|leader| leader.peer_urls).unwrap_or_default() {
-                match there(Caller::new(CALL), url).await {
+                match there(peers.as_ref(), url).await {
                     Ok(done) => return Ok(done),
                     Err(CallError::Refused { status: 404, text, .. }) if text.contains("lease not found") => {
                         return Err(Error::LeaseNotFound);
@@ -480,7 +479,7 @@ impl Node {
             if self.now_ms() >= until {
                 return Err(self.timeout_error());
             }
-            tokio::time::sleep(RETRY).await;
+            self.host.sleep(RETRY).await;
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::corruption::{self, Inconsistent};
 use crate::discovery::{self, DiscoveryError};
 use crate::downgrade;
 use crate::drive::{self, Core};
+use crate::host::{Network, System};
 use crate::listen::{self, Bound, Purpose, Workers};
 use crate::log_writer::{self, LogJob};
 use crate::member::{Node, Settings};
@@ -131,7 +132,7 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     let seed = rand::random();
     let booting = tokio::task::spawn_blocking({
         let disk = Arc::clone(&disk);
-        move || bootstrap::boot(&disk, &plan, seed)
+        move || bootstrap::boot(&disk, &Network, &plan, seed)
     });
     let booted = tokio::select! {
         booted = booting => booted.map_err(|e| StartError::Failed(e.to_string()))??,
@@ -139,7 +140,7 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     };
     let metrics = Metrics::new(config.extensive_metrics);
     let starting = start(&config, disk, Arc::clone(&metrics), booted, for_peers, seed);
-    let Started { node, mut threads, lock } = tokio::select! {
+    let Started { node, transport, mut threads, lock } = tokio::select! {
         started = starting => started?,
         signal = signals.next() => return Ok(Exit::Signal(signal)),
     };
@@ -205,9 +206,7 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     close.send_replace(true);
     let joined = tokio::task::spawn_blocking(move || {
         let failure = |node: &Node| node.failure();
-        if let Some(transport) = node.transport.get() {
-            transport.stop();
-        }
+        transport.stop();
         for thread in threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the member panicked");
@@ -289,6 +288,7 @@ type ThreadBody = Box<dyn FnOnce(&Arc<Node>) + Send>;
 /// A member at work.
 struct Started {
     node: Arc<Node>,
+    transport: peer::Transport,
     threads: Vec<JoinHandle<()>>,
     /// Held as long as any of the threads may touch the data directory.
     lock: Arc<dyn disk::File>,
@@ -346,6 +346,7 @@ async fn start(
         Node::new(
             this,
             settings,
+            System::new(),
             disk,
             metrics,
             identity,
@@ -398,8 +399,8 @@ async fn start(
         );
         transport.add_peer(member.id, member.peer_urls);
     }
-    // Both are set here and nowhere else.
-    let _first = (node.transport.set(transport), node.events.set(tokio::runtime::Handle::current()));
+    // Set here and nowhere else.
+    let _first = node.peers.set(Arc::new(transport.clone()));
     // A member that has no data yet has nothing to compare.
     if config.features.initial_corrupt_check && !fresh {
         corruption::check_initially(&node).await?;
@@ -439,7 +440,7 @@ async fn start(
     )?;
     spawn("upkeep", Box::new(move |node| upkeep::run(node, upkeep)))?;
     spawn("spare", Box::new(zero_ahead))?;
-    Ok(Started { node, threads, lock })
+    Ok(Started { node, transport, threads, lock })
 }
 
 /// The thread that writes the zeros of the log's next segment.

@@ -4,6 +4,7 @@
 //! and, after the start, telling the cluster this member's name and URLs.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -86,15 +87,25 @@ pub(crate) fn run(node: &Arc<Node>, mut upkeep: Upkeep) {
     let mut jobs = VecDeque::new();
     let mut pause = IDLE;
     while node.upkeep_queue.take_all(&mut jobs, Some(Instant::now() + pause)) {
+        match upkeep.step(node, &mut jobs) {
+            ControlFlow::Continue(next) => pause = next,
+            ControlFlow::Break(()) => return,
+        }
+    }
+}
+
+impl Upkeep {
+    /// One step of the thread. Answers when it wants the next one, or breaks if the member cannot go on.
+    pub(crate) fn step(&mut self, node: &Node, jobs: &mut VecDeque<UpkeepJob>) -> ControlFlow<(), Duration> {
         for job in jobs.drain(..) {
             if let UpkeepJob::Snapshot(plan) = job
                 && let Err(error) = save_snapshot(node, *plan)
             {
                 node.fail(&format!("snapshot: {error}"));
-                return;
+                return ControlFlow::Break(());
             }
         }
-        pause = match node.state().store().maintain() {
+        let pause = match node.state().store().maintain() {
             Ok(true) => PAUSE,
             Ok(false) => {
                 if node.state().store().wants_flush() {
@@ -112,15 +123,14 @@ pub(crate) fn run(node: &Arc<Node>, mut upkeep: Upkeep) {
             }
             Err(error) => {
                 node.fail(&format!("store maintenance: {}", crate::chain(&error)));
-                return;
+                return ControlFlow::Break(());
             }
         };
-        upkeep.turn(node, node.now_ms());
+        self.turn(node, node.now_ms());
+        ControlFlow::Continue(pause)
     }
-}
 
-impl Upkeep {
-    fn turn(&mut self, node: &Arc<Node>, now_ms: u64) {
+    fn turn(&mut self, node: &Node, now_ms: u64) {
         // The term, because this thread may have waited for a disk while the leadership went and came back.
         let led = node.is_leader().then(|| node.term());
         if led != self.led {
@@ -189,7 +199,7 @@ impl Upkeep {
 
     /// Tells the cluster this member's name and client URLs, and, once leading, the cluster its version; both through
     /// the log, asked again until they are applied.
-    fn publish(&mut self, node: &Arc<Node>, now_ms: u64) {
+    fn publish(&mut self, node: &Node, now_ms: u64) {
         if self.published || node.leader() == 0 {
             return;
         }
@@ -221,7 +231,7 @@ impl Upkeep {
 }
 
 /// Saves a snapshot. The store is synced first: what the snapshot lets go of in the log must be in the store for good.
-fn save_snapshot(node: &Arc<Node>, plan: SnapshotPlan) -> Result<(), Box<dyn std::error::Error>> {
+fn save_snapshot(node: &Node, plan: SnapshotPlan) -> Result<(), Box<dyn std::error::Error>> {
     tracing::info!(
         "local-member-id" = %format!("{:x}", node.identity().member_id),
         "snapshot-index" = plan.index,

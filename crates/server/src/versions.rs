@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::Member as _;
-use peer::Caller;
 use prost::Message as _;
 use proto::etcdserverpb as pb;
 use proto::{membershippb, v2pb};
@@ -54,12 +53,13 @@ pub(crate) fn hashes_alike(version: &str) -> bool {
 
 /// Asks until the task is dropped.
 pub(crate) async fn watch(node: Arc<Node>) {
+    let Some(peers) = node.peers.get() else { return };
     loop {
         let own = node.identity.member_id;
         let others: Vec<_> = node.state().members().into_iter().filter(|m| m.id != own).collect();
         for member in others {
             for url in &member.peer_urls {
-                match Caller::new(ANSWER).version(url).await {
+                match peers.version(url.clone(), ANSWER).await {
                     Ok(version) => {
                         node.versions.lock().known.insert(member.id, version.server);
                         break;
@@ -76,7 +76,7 @@ pub(crate) async fn watch(node: Arc<Node>) {
             node.decide_version();
         }
         let decided = node.state().cluster_version().is_some();
-        tokio::time::sleep(if decided { ASK_EVERY } else { ASK_AT_FIRST }).await;
+        node.host.sleep(if decided { ASK_EVERY } else { ASK_AT_FIRST }).await;
     }
 }
 

@@ -98,8 +98,10 @@ impl Waiters {
         {
             let mut inner = self.inner.lock();
             if inner.by_id.values().any(|w| w.deadline_ms <= now_ms) {
-                let ids: Vec<u64> =
-                    inner.by_id.iter().filter(|(_, w)| w.deadline_ms <= now_ms).map(|(id, _)| *id).collect();
+                let late_ids = inner.by_id.iter().filter(|(_, w)| w.deadline_ms <= now_ms).map(|(id, _)| *id);
+                // In the order in which they were asked, which is not that of a hash table.
+                let mut ids: Vec<u64> = late_ids.collect();
+                ids.sort_unstable();
                 late.extend(ids.iter().filter_map(|id| inner.take(*id)));
             }
         }
