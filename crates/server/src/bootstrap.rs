@@ -35,6 +35,7 @@ pub(crate) struct Plan {
     pub(crate) heartbeat_ms: u64,
     pub(crate) election_ms: u64,
     pub(crate) pre_vote: bool,
+    pub(crate) store: Options,
 }
 
 /// Why a member cannot start. Every text says what to do.
@@ -125,7 +126,7 @@ pub(crate) fn boot(
     applier::remove_partial(disk.as_ref(), &snap_dir);
     let exists = Wal::exists(disk.as_ref(), &plan.wal_dir)
         .map_err(|source| BootError::DataDir { path: plan.wal_dir.clone(), source })?;
-    let (store, mut writer, mut mark) = Store::open(Arc::clone(disk), &store_dir, Options::default())?;
+    let (store, mut writer, mut mark) = Store::open(Arc::clone(disk), &store_dir, plan.store.clone())?;
     tracing::info!(path = %store_dir.display(), "opened backend db");
     if exists && let Some(taken) = takeover::take_over(disk, &snap_dir, &plan.wal_dir, &mark, &mut writer)? {
         mark = taken.mark;

@@ -31,6 +31,12 @@ impl Core {
         Self { consensus, events: VecDeque::new(), out: Outbox::default() }
     }
 
+    /// Where consensus stands.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn status(&self) -> raft_driver::Status {
+        self.consensus.status()
+    }
+
     /// One turn: everything that has queued up, and what follows from it.
     fn turn(&mut self, node: &Node) {
         loop {

@@ -3,7 +3,6 @@
 //! Everything that is not decided by the member itself comes in through [`Host`] and [`Peers`], so that a member can live
 //! in a process of its own ([`System`], [`peer::Transport`]) or, many of them in one thread, in a simulation.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::{Answer, PeerTraffic};
@@ -103,9 +102,9 @@ pub(crate) struct System {
 }
 
 impl System {
-    /// Of the event loop that this is called on.
-    pub(crate) fn new() -> Arc<dyn Host> {
-        Arc::new(Self { started: Instant::now(), events: tokio::runtime::Handle::current() })
+    /// With the event loop that this is called on.
+    pub(crate) fn of_this_thread() -> Self {
+        Self { started: Instant::now(), events: tokio::runtime::Handle::current() }
     }
 }
 

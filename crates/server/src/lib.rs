@@ -23,6 +23,8 @@ mod notify;
 mod peers;
 mod queue;
 mod run;
+#[cfg(feature = "simulation")]
+pub mod simulated;
 mod takeover;
 mod upkeep;
 mod versions;

@@ -128,6 +128,7 @@ async fn live(config: Config) -> Result<Exit, StartError> {
         heartbeat_ms: config.heartbeat_ms,
         election_ms: config.election_ms,
         pre_vote: config.pre_vote,
+        store: store::Options::default(),
     };
     let seed = rand::random();
     let booting = tokio::task::spawn_blocking({
@@ -346,7 +347,7 @@ async fn start(
         Node::new(
             this,
             settings,
-            System::new(),
+            Arc::new(System::of_this_thread()),
             disk,
             metrics,
             identity,

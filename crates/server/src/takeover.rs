@@ -131,6 +131,7 @@ mod tests {
                 heartbeat_ms: 100,
                 election_ms: 1_000,
                 pre_vote: true,
+                store: store::Options::default(),
             };
             let disk: Arc<dyn Disk> = Arc::new(RealDisk);
             for start in 0..2 {
