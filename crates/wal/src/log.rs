@@ -41,6 +41,9 @@ pub struct Wal {
     hard_state: HardState,
     /// Index of the last entry, or of a snapshot beyond it.
     last_index: u64,
+    /// Index of the newest snapshot that was recorded since the log was opened. Its mark counts only once a hard state says
+    /// that so much is committed.
+    marked: u64,
     segment_bytes: u64,
     next: Option<NextFile>,
     preparing: Arc<AtomicBool>,
@@ -262,8 +265,8 @@ impl Wal {
         Ok(marks)
     }
 
-    /// Writes a batch, entries first, with one write; then waits for the disk if the batch holds an entry, a vote or
-    /// a term. When this returns, everything that the receipt names is durable.
+    /// Writes a batch, entries first, with one write; then waits for the disk if the batch holds an entry, a vote, a term,
+    /// or the commit index that makes a snapshot's mark count. When this returns, everything that the receipt names is durable.
     ///
     /// A hard state that is empty or has not changed is not written again. The entries may be those of several batches, so
     /// that one may replace another before it.
@@ -291,6 +294,8 @@ impl Wal {
         if let Some(state) = state {
             self.encoder.state(&state);
             must_sync |= state.term != self.hard_state.term || state.vote != self.hard_state.vote;
+            // A received snapshot is about to be acknowledged; without this commit index its mark would be passed over.
+            must_sync |= self.hard_state.commit < self.marked && self.marked <= state.commit;
             self.hard_state = state;
         }
         self.last_index = last_index;
@@ -318,6 +323,7 @@ impl Wal {
         self.sync()?;
         // A snapshot from the leader may lie beyond all entries here; the log goes on behind it.
         self.last_index = self.last_index.max(mark.index);
+        self.marked = self.marked.max(mark.index);
         Ok(())
     }
 
@@ -425,6 +431,7 @@ impl Wal {
             encoder: Encoder::default(),
             hard_state: HardState::default(),
             last_index: 0,
+            marked: 0,
             segment_bytes: SEGMENT_BYTES,
             next: None,
             preparing: Arc::default(),
