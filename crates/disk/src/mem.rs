@@ -61,6 +61,12 @@ pub enum Fault {
         /// Bytes that still fit.
         after_bytes: u64,
     },
+    /// After `after` more calls that write, sync or change names the power is off: nothing works any more, and
+    /// [`MemDisk::is_off`] says so. What the disk then holds is for [`MemDisk::crash`] to tell.
+    PowerFails {
+        /// Calls that are still carried out.
+        after: usize,
+    },
 }
 
 /// One step of a recording: what had just been done, and the disk as it stood then.
@@ -81,6 +87,8 @@ pub struct Calls {
     pub bytes_written: u64,
     /// `sync` calls on files.
     pub syncs: usize,
+    /// Syncs of files and directories that failed.
+    pub failed_syncs: usize,
 }
 
 /// A disk in memory; clones share it. See the module's text for its rules.
@@ -98,6 +106,7 @@ struct Shared {
     locks: BTreeMap<NodeId, u64>,
     next_handle: u64,
     faults: Vec<Fault>,
+    off: bool,
     calls: Calls,
     recording: Option<Vec<Moment>>,
 }
@@ -297,6 +306,11 @@ impl MemDisk {
         self.shared.lock().faults.clear();
     }
 
+    /// Whether [`Fault::PowerFails`] has struck.
+    pub fn is_off(&self) -> bool {
+        self.shared.lock().off
+    }
+
     /// How often the disk was called so far.
     pub fn calls(&self) -> Calls {
         self.shared.lock().calls
@@ -343,6 +357,10 @@ impl MemDisk {
 impl Disk for MemDisk {
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn File>> {
         let mut shared = self.shared.lock();
+        match how {
+            Open::Read | Open::Write => shared.readable()?,
+            Open::CreateNew | Open::Truncate => shared.power()?,
+        }
         let (dir, name) = shared.tree.parent_of(path)?;
         let found = shared.tree.dir(dir)?.current.get(&name).copied();
         let id = match (found, how) {
@@ -372,6 +390,7 @@ impl Disk for MemDisk {
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let shared = self.shared.lock();
+        shared.readable()?;
         let id = shared.tree.find(dir)?;
         Ok(shared.tree.dir(id)?.current.keys().cloned().collect())
     }
@@ -386,6 +405,7 @@ impl Disk for MemDisk {
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         let mut shared = self.shared.lock();
+        shared.power()?;
         let mut at = ROOT;
         for name in names(dir)? {
             at = match shared.tree.dir(at)?.current.get(&name) {
@@ -403,6 +423,7 @@ impl Disk for MemDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut shared = self.shared.lock();
+        shared.power()?;
         let (from_dir, from_name) = shared.tree.parent_of(from)?;
         let (to_dir, to_name) = shared.tree.parent_of(to)?;
         let Some(&id) = shared.tree.dir(from_dir)?.current.get(&from_name) else {
@@ -429,6 +450,7 @@ impl Disk for MemDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut shared = self.shared.lock();
+        shared.power()?;
         let (dir, name) = shared.tree.parent_of(path)?;
         let Some(&id) = shared.tree.dir(dir)?.current.get(&name) else {
             return Err(io::ErrorKind::NotFound.into());
@@ -443,6 +465,7 @@ impl Disk for MemDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut shared = self.shared.lock();
+        shared.power()?;
         shared.sync_fault()?;
         let id = shared.tree.find(dir)?;
         let node = shared.tree.dir_mut(id)?;
@@ -482,6 +505,7 @@ impl MemFile {
 impl File for MemFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let shared = self.shared.lock();
+        shared.readable()?;
         let end = offset.saturating_add(buf.len() as u64);
         for fault in &shared.faults {
             if let Fault::ReadFails { path, offset: bad } = fault {
@@ -497,6 +521,7 @@ impl File for MemFile {
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.writable()?;
         let mut shared = self.shared.lock();
+        shared.power()?;
         shared.calls.writes += 1;
         shared.calls.bytes_written += buf.len() as u64;
         let room = shared.write_fault(buf.len() as u64)?;
@@ -524,6 +549,7 @@ impl File for MemFile {
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.writable()?;
         let mut shared = self.shared.lock();
+        shared.power()?;
         shared.tree.file_mut(self.id)?.apply(FileOp::SetLen(len));
         shared.moment(|| format!("set length {} of {}", len, self.path.display()));
         Ok(())
@@ -531,6 +557,7 @@ impl File for MemFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut shared = self.shared.lock();
+        shared.power()?;
         shared.calls.syncs += 1;
         let fault = shared.sync_fault();
         let file = shared.tree.file_mut(self.id)?;
@@ -573,12 +600,28 @@ impl Shared {
         }
     }
 
+    /// Counts a call that changes the disk, which fails without power.
+    fn power(&mut self) -> io::Result<()> {
+        let fails = self.count_down(|fault| match fault {
+            Fault::PowerFails { after } => Some(after),
+            _ => None,
+        });
+        self.off |= fails;
+        self.readable()
+    }
+
+    /// Whether anything can be had from the disk at all.
+    fn readable(&self) -> io::Result<()> {
+        if self.off { Err(io::Error::other("the power is off")) } else { Ok(()) }
+    }
+
     /// Whether this sync fails.
     fn sync_fault(&mut self) -> io::Result<()> {
         let fails = self.count_down(|fault| match fault {
             Fault::SyncFails { after } => Some(after),
             _ => None,
         });
+        self.calls.failed_syncs += usize::from(fails);
         if fails { Err(io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error())) } else { Ok(()) }
     }
 
@@ -960,6 +1003,18 @@ mod tests {
         assert!(file.write_at(b"c", 512).is_err());
         disk.clear_faults();
         file.write_at(b"c", 512).unwrap();
+    }
+
+    #[test]
+    fn without_power_nothing_is_written_or_read() {
+        let (disk, file) = disk_with("/a", b"old");
+        disk.inject(Fault::PowerFails { after: 2 });
+        file.write_at(b"new", 0).unwrap();
+        file.sync().unwrap();
+        assert!(!disk.is_off());
+        assert!(file.write_at(b"lost", 0).is_err() && disk.is_off());
+        assert!(file.sync().is_err() && file.read_at(&mut [0; 3], 0).is_err() && disk.list(Path::new("/")).is_err());
+        assert_eq!(disk.crash(Crash::KeepEverything).read(Path::new("/a")).unwrap(), b"new");
     }
 
     #[test]
