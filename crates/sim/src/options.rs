@@ -1,0 +1,153 @@
+//! What to simulate: what the command line says, and what each seed makes of it.
+
+use std::ops::Range;
+
+use server::simulated::Flags;
+
+use crate::cluster::data_dir;
+use crate::random::Random;
+
+/// What the command line says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The seeds to run.
+    pub seeds: Range<u64>,
+    /// Simulated time of each, in seconds.
+    pub seconds: u64,
+    /// Members of the cluster; `None`: the seed decides.
+    pub members: Option<u64>,
+    /// Runs side by side.
+    pub jobs: usize,
+    /// Prints everything that happens.
+    pub trace: bool,
+    /// Runs each seed twice and compares.
+    pub twice: bool,
+}
+
+/// How to call the program.
+pub const USAGE: &str = "\
+usage: sim [--seed N | --seeds A..B] [--hours H | --minutes M] [--members 1|3|5|7] [--jobs J] [--trace] [--twice]
+
+  --seed N         simulate the life of one cluster
+  --seeds A..B     simulate many, from A up to and not with B
+  --hours H        simulated time of each (default: 5 minutes)
+  --minutes M      the same in minutes
+  --members N      members of the cluster (default: the seed decides)
+  --jobs J         clusters that are simulated side by side (default: one per processor)
+  --trace          print what happens
+  --twice          run each seed twice and compare the traces";
+
+/// Simulated time of a seed, unless told otherwise, in seconds.
+const SECONDS: u64 = 300;
+
+impl Options {
+    /// Understands the arguments after the program's name.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut options = Self { seeds: 1..2, seconds: SECONDS, members: None, jobs, trace: false, twice: false };
+        let mut arguments = arguments;
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
+            match argument.as_str() {
+                "--seed" => {
+                    let seed: u64 = number(&value()?)?;
+                    options.seeds = seed..seed.checked_add(1).ok_or("the seed is too large")?;
+                }
+                "--seeds" => {
+                    let value = value()?;
+                    let (from, to) = value.split_once("..").ok_or("--seeds wants A..B")?;
+                    options.seeds = number(from)?..number(to)?;
+                }
+                "--hours" => options.seconds = (value()?.parse::<f64>().map_err(|e| e.to_string())? * 3600.0) as u64,
+                "--minutes" => options.seconds = 60 * number(&value()?)?,
+                "--members" => match number(&value()?)? {
+                    members @ (1 | 3 | 5 | 7) => options.members = Some(members),
+                    members => return Err(format!("{members} members: it can be 1, 3, 5 or 7")),
+                },
+                "--jobs" => options.jobs = number(&value()?)?.max(1) as usize,
+                "--trace" => options.trace = true,
+                "--twice" => options.twice = true,
+                other => return Err(format!("unknown argument {other}")),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|error| format!("{text}: {error}"))
+}
+
+/// What a seed makes of the options.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Members that found the cluster.
+    pub members: u64,
+    /// Clients, each with one request under way.
+    pub clients: usize,
+    /// How long a client thinks between two requests, in microseconds.
+    pub pause_us: u64,
+    /// `--heartbeat-interval`.
+    pub heartbeat_ms: u64,
+    /// `--election-timeout`.
+    pub election_ms: u64,
+    /// `--snapshot-count`.
+    pub snapshot_count: u64,
+    /// `--snapshot-catchup-entries`.
+    pub snapshot_catchup_entries: u64,
+    /// Sizes of the log's and the store's segments, in bytes.
+    pub segment_bytes: u32,
+    /// Whether disks have faults, so that a member may stop because of one.
+    pub disks_fail: bool,
+}
+
+impl Settings {
+    /// Draws them.
+    pub fn draw(options: &Options, random: &mut Random) -> Self {
+        let drawn = *random.pick(&[1, 3, 3, 3, 3, 5, 5, 7]).unwrap_or(&3);
+        Self {
+            members: options.members.unwrap_or(drawn),
+            clients: random.between(2, 8) as usize,
+            pause_us: *random.pick(&[20_000, 100_000, 400_000]).unwrap_or(&100_000),
+            heartbeat_ms: 100,
+            election_ms: 1_000,
+            snapshot_count: *random.pick(&[50, 300, 10_000]).unwrap_or(&300),
+            snapshot_catchup_entries: *random.pick(&[5, 50, 5_000]).unwrap_or(&50),
+            segment_bytes: *random.pick(&[32 << 10, 256 << 10, 8 << 20]).unwrap_or(&(256 << 10)),
+            disks_fail: random.chance(500),
+        }
+    }
+
+    /// The least TTL of a lease, in seconds: one and a half election timeouts, rounded up.
+    pub fn min_lease_ttl(&self) -> i64 {
+        (3 * self.election_ms / 2).div_ceil(1000) as i64
+    }
+
+    /// The flags of a member.
+    pub fn flags(&self, name: &str, initial_cluster: Vec<(String, Vec<String>)>, joins: bool) -> Flags {
+        Flags {
+            name: name.to_owned(),
+            data_dir: data_dir(),
+            initial_cluster,
+            joins,
+            heartbeat_ms: self.heartbeat_ms,
+            election_ms: self.election_ms,
+            pre_vote: true,
+            snapshot_count: self.snapshot_count,
+            snapshot_catchup_entries: self.snapshot_catchup_entries,
+            quota_bytes: 0,
+            compact_keeping: None,
+            strict_reconfig_check: true,
+            log_segment_bytes: u64::from(self.segment_bytes),
+            store: store::Options {
+                segment_bytes: self.segment_bytes,
+                flush_bytes: 16 << 10,
+                recent_bytes: 64 << 10,
+                checkpoint_bytes: 4 * u64::from(self.segment_bytes),
+            },
+        }
+    }
+}
