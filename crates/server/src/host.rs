@@ -69,6 +69,16 @@ pub trait Peers: Send + Sync + 'static {
     /// The members that are known here, with the traffic so far.
     fn traffic(&self) -> Vec<PeerTraffic>;
 
+    /// What appends came and went lately: received, sent.
+    fn append_rates(&self) -> (peer::AppendRate, peer::AppendRate) {
+        Default::default()
+    }
+
+    /// How long appends to the other members took.
+    fn append_latencies(&self) -> Vec<(u64, peer::AppendLatency)> {
+        Vec::new()
+    }
+
     /// How long messages to and from this member have been getting through; `None` if they do not.
     fn connected_for(&self, id: u64) -> Option<Duration>;
 
@@ -169,6 +179,14 @@ impl Peers for peer::Transport {
             receive_failures: status.receive_failures,
         };
         self.statuses().into_iter().map(traffic).collect()
+    }
+
+    fn append_rates(&self) -> (peer::AppendRate, peer::AppendRate) {
+        peer::Transport::append_rates(self)
+    }
+
+    fn append_latencies(&self) -> Vec<(u64, peer::AppendLatency)> {
+        peer::Transport::append_latencies(self)
     }
 
     fn connected_for(&self, id: u64) -> Option<Duration> {

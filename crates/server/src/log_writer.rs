@@ -118,11 +118,6 @@ fn append(node: &Node, wal: &mut Wal, batch: LogBatch) -> Result<(), LogError> {
     }
     let before = Instant::now();
     let synced = wal.append(&batch.entries, batch.hard_state.as_ref())?;
-    if received.is_some() {
-        // The commit index as well: a restart that does not know that the snapshot was committed would not install it,
-        // although the leader has been told that it is here.
-        wal.make_durable()?;
-    }
     let took = before.elapsed();
     debug_assert!(synced.waited() || batch.entries.is_empty(), "entries are synced before they are reported");
     if synced.waited() {

@@ -309,12 +309,6 @@ impl Wal {
         Ok(Synced { index: self.last_index, waited: must_sync })
     }
 
-    /// Waits until everything that was appended is durable, commit indexes that came alone included.
-    pub fn make_durable(&mut self) -> Result<(), WalError> {
-        self.check_open()?;
-        self.sync()
-    }
-
     /// Records that a snapshot file is safely on disk, and waits until the record is as well.
     pub fn save_snapshot(&mut self, mark: &SnapshotMark) -> Result<(), WalError> {
         self.check_open()?;

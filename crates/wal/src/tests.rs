@@ -209,16 +209,6 @@ fn a_batch_is_one_write_and_one_sync() {
     assert!(wal.append(&[], Some(&HardState { vote: 9, ..state(2, 100) })).unwrap().waited());
 }
 
-/// What a received snapshot rests on: that it was committed must be known after a power cut.
-#[test]
-fn a_commit_index_alone_is_durable_when_that_is_asked_for() {
-    let (disk, mut wal) = log_of(&three_entries());
-    wal.append(&[], Some(&state(2, 3))).unwrap();
-    let before = disk.calls().syncs;
-    wal.make_durable().unwrap();
-    assert_eq!(disk.calls().syncs, before + 1);
-}
-
 #[test]
 fn a_rewritten_entry_replaces_itself_and_all_behind_it() {
     let (disk, mut wal) = log_of(&three_entries());
