@@ -307,11 +307,12 @@ impl Consensus {
         }
     }
 
-    /// The voter that has most of this leader's log; none if this member does not lead, or is the only voter.
+    /// The other voter that was heard of and has most of this leader's log; none if this member does not lead, or is the
+    /// only voter. Raft forgets who was heard of whenever it checks its quorum, so that alone rules nobody out.
     fn fittest(&self) -> Option<u64> {
         let own = self.driver.status().leader;
-        let others = self.driver.progress().into_iter().filter(|p| !p.learner && p.recent_active && p.id != own);
-        others.max_by_key(|p| p.matched).map(|p| p.id)
+        let others = self.driver.progress().into_iter().filter(|p| !p.learner && p.id != own);
+        others.max_by_key(|p| (p.recent_active, p.matched)).map(|p| p.id)
     }
 
     fn transfer(&mut self, to: u64, reply: Reply) {

@@ -277,6 +277,23 @@ fn proposals_wait_out_a_hand_over() {
     assert_eq!(log, ["at a follower", "at the leader", "before"]);
 }
 
+/// Raft checks its quorum once per election timeout, and has heard of nobody right after.
+#[test]
+fn a_leader_hands_over_at_whatever_moment_it_is_asked() {
+    for ticks in 0..=LIMITS.election {
+        let mut cluster = Cluster::new();
+        let leader = cluster.leader();
+        for _ in 0..ticks {
+            cluster.member(leader).consensus.handle(Event::Tick);
+        }
+        let (reply, outcome) = question();
+        cluster.member(leader).consensus.handle(Event::HandOver(reply));
+        cluster.settle();
+        assert!(matches!(outcome(), Some(Ok(Answer::Done))), "after {ticks} ticks");
+        assert_ne!(cluster.leader(), leader, "after {ticks} ticks");
+    }
+}
+
 #[test]
 fn what_a_leader_decided_is_not_handed_to_the_next_one() {
     let mut cluster = Cluster::new();
