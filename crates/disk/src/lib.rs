@@ -8,9 +8,11 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+mod background;
 pub mod mem;
 mod real;
 
+pub use background::{in_background, in_background_and_wait};
 pub use mem::MemDisk;
 pub use real::RealDisk;
 

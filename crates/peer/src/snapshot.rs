@@ -21,7 +21,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use prost::Message as _;
 use proto::raftpb::{Message, MessageType};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::frame;
@@ -115,7 +115,7 @@ async fn deliver(hub: &Hub, peer: &Peer, message: &Message, source: Source) -> R
         let wire = Wire::connect(&url, hub.config.dial_timeout).await?.with_write_timeout(WRITE_TIMEOUT);
         let (mut sender, connection) = handshake(wire).await?;
         let (pieces, arriving) = mpsc::channel(QUEUED_PIECES);
-        tokio::task::spawn_blocking(move || pull(source, &pieces));
+        disk::in_background("snapshot", move || pull(source, &pieces)).map_err(PostError::Io)?;
 
         let mut head = BytesMut::with_capacity(8 + message.encoded_len());
         head.put_u64(message.encoded_len() as u64);
@@ -258,11 +258,13 @@ pub(crate) async fn receive(hub: &Rc<Hub>, mut body: Incoming) -> Result<(), Rec
 
     let (pieces, arriving) = mpsc::channel(QUEUED_PIECES);
     let local = hub.local.clone();
-    let mut saving = tokio::task::spawn_blocking(move || {
+    let (done, mut saving) = oneshot::channel();
+    let save = move || {
         let mut reader = FileReader { pieces: arriving, current: Bytes::new(), ended: false };
         let saved = local.save_snapshot(&message, &mut reader);
-        (message, saved)
-    });
+        let _ = done.send((message, saved)); // nobody waits any more when the member stops
+    };
+    disk::in_background("snapshot", save).map_err(|error| ReceiveError::NotSaved(error.to_string()))?;
     let pump = pump(hub, from, body, rest, pieces);
     tokio::pin!(pump);
     let mut is_pumping = true;

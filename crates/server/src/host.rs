@@ -35,8 +35,15 @@ pub trait Host: Send + Sync + 'static {
     /// Lets so much time pass on the thread that calls, which must be one that [`Host::work`] has given.
     fn block(&self, time: Duration);
 
-    /// Runs something that takes long where nobody waits for it. Answers whether it could be begun.
+    /// Runs something that takes long where nobody waits for it, and lets everything else go first. Answers whether it
+    /// could be begun.
     fn work(&self, name: &str, work: Box<dyn FnOnce() + Send>) -> bool;
+
+    /// Runs something that takes long, lets everything else go first, and returns when it is done.
+    fn work_and_wait(&self, name: &str, work: &mut (dyn FnMut() + Send)) {
+        let _ = name;
+        work();
+    }
 
     /// The member knows these entries to be committed. For whoever watches a member from outside.
     fn saw_committed(&self, entries: &[Entry]) {
@@ -140,7 +147,13 @@ impl Host for System {
     }
 
     fn work(&self, name: &str, work: Box<dyn FnOnce() + Send>) -> bool {
-        std::thread::Builder::new().name(name.into()).spawn(work).is_ok()
+        disk::in_background(name, work).is_ok()
+    }
+
+    fn work_and_wait(&self, name: &str, work: &mut (dyn FnMut() + Send)) {
+        if disk::in_background_and_wait(name, &mut *work).is_err() {
+            work();
+        }
     }
 }
 
