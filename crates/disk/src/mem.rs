@@ -12,6 +12,7 @@ use std::fmt;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -135,6 +136,8 @@ struct FileNode {
     durable: Sparse,
     /// What lies between, in order.
     pending: Vec<FileOp>,
+    /// Syncs that failed so far. Every handle open at that time is told, once.
+    failures: u64,
 }
 
 #[derive(Clone)]
@@ -385,7 +388,8 @@ impl Disk for MemDisk {
         *shared.handles.entry(id).or_default() += 1;
         let handle = shared.next_handle;
         let writable = how != Open::Read;
-        Ok(Arc::new(MemFile { shared: self.shared.clone(), id, handle, writable, path: path.to_owned() }))
+        let told = AtomicU64::new(shared.tree.file(id)?.failures);
+        Ok(Arc::new(MemFile { shared: self.shared.clone(), id, handle, writable, told, path: path.to_owned() }))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -483,6 +487,8 @@ struct MemFile {
     id: NodeId,
     handle: u64,
     writable: bool,
+    /// How many failures of the file this handle has been told of.
+    told: AtomicU64,
     path: PathBuf,
 }
 
@@ -559,10 +565,13 @@ impl File for MemFile {
         let mut shared = self.shared.lock();
         shared.power()?;
         shared.calls.syncs += 1;
-        let fault = shared.sync_fault();
+        let fails = shared.sync_fault().is_err();
         let file = shared.tree.file_mut(self.id)?;
         let pending = std::mem::take(&mut file.pending);
-        fault?;
+        file.failures += u64::from(fails);
+        if self.told.swap(file.failures, Ordering::Relaxed) < file.failures {
+            return Err(io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error()));
+        }
         for op in &pending {
             file.durable.apply(op);
         }
@@ -756,7 +765,12 @@ impl Tree {
                             durable.apply(&piece);
                         }
                     }
-                    *node = Arc::new(Node::File(FileNode { current: durable.clone(), durable, pending: Vec::new() }));
+                    *node = Arc::new(Node::File(FileNode {
+                        current: durable.clone(),
+                        durable,
+                        pending: Vec::new(),
+                        failures: 0,
+                    }));
                 }
                 Node::Dir(dir) => {
                     let mut durable = dir.durable.clone();
@@ -992,6 +1006,18 @@ mod tests {
         file.sync().unwrap();
         assert_eq!(disk.read(Path::new("/a")).unwrap(), b"new", "the page cache still shows it");
         assert_eq!(disk.crash(Crash::KeepEverything).read(Path::new("/a")).unwrap(), b"old");
+    }
+
+    #[test]
+    fn every_handle_is_told_of_a_failed_sync_once() {
+        let (disk, file) = disk_with("/a", b"old");
+        let other = disk.open(Path::new("/a"), Open::Write).unwrap();
+        disk.inject(Fault::SyncFails { after: 0 });
+        file.write_at(b"new", 0).unwrap();
+        assert!(other.sync().is_err());
+        assert!(file.sync().is_err(), "it was this one's data");
+        file.sync().unwrap();
+        disk.open(Path::new("/a"), Open::Write).unwrap().sync().unwrap();
     }
 
     #[test]

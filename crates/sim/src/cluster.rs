@@ -336,12 +336,8 @@ impl Cluster {
         let seat = &mut self.seats[at];
         seat.life += 1;
         seat.frozen_until_us = 0;
-        // What a disk has failed to sync still stands in the page cache, where nobody can tell it from what is safe. No program
-        // can start over that; its machine has to be restarted as well.
-        let is_tainted = seat.disk.calls().failed_syncs > 0;
         seat.disk = match how {
-            _ if is_tainted => seat.disk.crash(Crash::LoseUnsynced),
-            // What the process had written is still there, and still not synced.
+            // What the process had written is still there, still not synced, and some of it perhaps taken for synced.
             End::Killed | End::Stopped => seat.disk.fork(),
             End::PowerLost => {
                 let damage = match self.random.below(4) {

@@ -285,6 +285,7 @@ impl Loading {
                 index: Index::new(),
                 tables: Tables::default(),
                 mark: Mark { index, term, conf_state: Bytes::copy_from_slice(payload) },
+                durable: Position::default(),
                 revision: frame.main,
                 compacted,
                 swept,

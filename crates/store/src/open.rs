@@ -43,6 +43,8 @@ pub(crate) struct Recovered {
     pub index: Index,
     pub tables: Tables,
     pub mark: Mark,
+    /// How far the log says that it was durable.
+    pub durable: Position,
     pub revision: i64,
     pub compacted: i64,
     /// Newest compaction known to have been carried out.
@@ -55,6 +57,7 @@ impl Recovered {
             index: Index::new(),
             tables: Tables::default(),
             mark: Mark::default(),
+            durable: Position::default(),
             revision: 1,
             compacted: -1,
             swept: -1,
@@ -85,8 +88,9 @@ impl Recovered {
             }
             Kind::Compaction => self.compacted = self.compacted.max(frame.main),
             Kind::Mark => {
-                let (mark, _) = decode_mark(frame.payload).ok_or("not a mark")?;
+                let (mark, durable) = decode_mark(frame.payload).ok_or("not a mark")?;
                 self.mark = mark;
+                self.durable = self.durable.max(durable);
                 self.revision = self.revision.max(frame.main);
             }
             _ => return Err("out of place"),
@@ -184,7 +188,9 @@ impl Opening<'_> {
         }
 
         let end = self.replay_log(&log, &mut recovered)?;
-        let tail = self.cut(&log, end)?;
+        let heads = log.iter().map(|(_, head)| head.durable);
+        let durable = heads.fold(recovered.durable.max(self.manifest.durable), Position::max);
+        let tail = self.settle(&log, end, durable)?;
         self.remove_leftovers(names)?;
 
         if recovered.compacted > recovered.swept {
@@ -340,8 +346,15 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Takes away what is behind `end` and returns the segment to go on with.
-    fn cut(&mut self, log: &[(Arc<Segment>, Head)], end: Position) -> Result<Arc<Segment>, StoreError> {
+    /// Takes away what is behind `end`, makes durable what is before it, and returns the segment to go on with.
+    ///
+    /// What is behind `durable` may be in the page cache only. If a sync of it has failed, another one would not write it.
+    fn settle(
+        &mut self,
+        log: &[(Arc<Segment>, Head)],
+        end: Position,
+        durable: Position,
+    ) -> Result<Arc<Segment>, StoreError> {
         let mut tail = None;
         for (segment, _) in log {
             if segment.id == end.segment {
@@ -354,9 +367,14 @@ impl Opening<'_> {
                 self.segments.remove(&segment.id);
             }
             if segment.id <= end.segment {
+                let kept = if segment.id == durable.segment { durable.offset } else { 0 };
+                if segment.id >= durable.segment {
+                    segment.rewrite(kept)?;
+                }
                 segment.sync()?;
             }
         }
+        self.disk.sync_dir(self.dir).map_err(|e| StoreError::io(".", "sync directory", e))?;
         tail.ok_or_else(|| StoreError::corrupt(MANIFEST, 0, "the log's first segment is missing"))
     }
 

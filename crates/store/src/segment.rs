@@ -198,6 +198,18 @@ impl Segment {
         Ok(())
     }
 
+    /// Writes everything from `offset` on once more, as it is. The next sync has to write it then, even if an earlier one
+    /// failed and the operating system has forgotten about it.
+    pub(crate) fn rewrite(&self, offset: u32) -> Result<(), StoreError> {
+        let mut at = offset;
+        while at < self.written() {
+            let bytes = self.bytes(at, ((self.written() - at) as usize).min(WINDOW_BYTES))?;
+            self.file.write_at(&bytes, at.into()).map_err(|e| StoreError::io(&self.name, "write again", e))?;
+            at += bytes.len() as u32;
+        }
+        Ok(())
+    }
+
     /// Cuts the file and makes that durable.
     pub(crate) fn cut(&self, len: u32) -> Result<(), StoreError> {
         self.file.set_len(u64::from(len)).map_err(|e| StoreError::io(&self.name, "cut", e))?;

@@ -172,6 +172,31 @@ fn a_failed_write_or_sync_stops_the_writing() {
     }
 }
 
+/// A process that starts after a failed sync still sees what it failed to write, in the page cache. What an open has shown
+/// has to be there after a power cut: the log that could tell it again is released on the strength of it.
+#[test]
+fn what_an_open_shows_after_a_failed_sync_is_durable() {
+    let mut beyond = 0;
+    for seed in 20..40 {
+        let mut run = Run::new(seed, small());
+        (0..run.random.random_range(1..60)).for_each(|_| run.step());
+        run.sync();
+        for _ in 0..run.random.random_range(1..60) {
+            run.step();
+            run.store.maintain().unwrap();
+        }
+        run.disk.inject(Fault::SyncFails { after: 0 });
+        assert!(run.writer().sync().is_err());
+        let restarted = run.disk.fork();
+        let (_, _, shown) = Store::open(Arc::new(restarted.clone()), dir(), small()).unwrap();
+        beyond += u32::from(shown.index > run.synced);
+        run.synced = shown.index;
+        run.reopen(restarted.crash(disk::mem::Crash::LoseUnsynced));
+        run.check();
+    }
+    assert!(beyond > 10, "only {beyond} of 20 failed syncs left something in the page cache");
+}
+
 /// Two stores in different directories of one disk do not meet; opening the same one twice in turn changes nothing.
 #[test]
 fn opening_again_changes_nothing() {

@@ -23,6 +23,9 @@ const AHEAD: u64 = 8 << 20;
 
 /// How much of them is written and synced at a time.
 const PIECE: u64 = 1 << 20;
+/// There is never more than this behind the last sync: a longer batch is synced in between. So whoever opens the log knows
+/// which part of it a failed sync may have kept from the disk.
+const SUSPECT_BYTES: u64 = 8 << 20;
 /// A write buffer that has grown beyond this for one large batch is given back.
 const BUFFER_KEPT: usize = 4 << 20;
 
@@ -36,6 +39,8 @@ pub struct Wal {
     segments: VecDeque<Segment>,
     /// Where the next record goes in the last segment.
     offset: u64,
+    /// How many of the bytes before `offset` are not synced yet.
+    unsynced: u64,
     /// The checksum chain, and the one buffer that all records go through.
     encoder: Encoder,
     hard_state: HardState,
@@ -422,6 +427,7 @@ impl Wal {
             identity,
             segments,
             offset: 0,
+            unsynced: 0,
             encoder: Encoder::default(),
             hard_state: HardState::default(),
             last_index: 0,
@@ -438,9 +444,15 @@ impl Wal {
 
     /// Makes durable what was read, and clears what lies behind it. The process that wrote it may have died before its sync,
     /// so until now it may be in the operating system's memory only, or behind the end in pieces.
+    ///
+    /// A sync is not enough for that. If one has failed, the operating system shows data as if they were on disk, and never
+    /// writes them again unless somebody else does. What can be meant lies at the end: see [`SUSPECT_BYTES`].
     fn settle(&mut self) -> Result<(), WalError> {
         let current = self.current();
         let path = current.name.path(&self.dir);
+        let from = self.offset.saturating_sub(SUSPECT_BYTES);
+        segment::rewrite(current.file.as_ref(), from, self.offset)
+            .map_err(io_error(&path, "write the end of the log again"))?;
         segment::zero_from(current.file.as_ref(), self.offset).map_err(io_error(&path, "clear the end of the log"))?;
         current.file.sync().map_err(io_error(&path, "sync the last segment"))?;
         self.filled = current.file.len().map_err(io_error(&path, "read the last segment's length"))?;
@@ -481,11 +493,21 @@ impl Wal {
     /// Writes the buffer to the end of the log.
     fn write(&mut self) -> Result<(), WalError> {
         self.step("write to the log", |wal| {
-            let end = wal.offset + wal.encoder.buffer.len() as u64;
-            wal.floor.raise(end);
-            wal.current().file.write_at(&wal.encoder.buffer, wal.offset)?;
-            wal.stats.bytes_written += end - wal.offset;
-            wal.offset = end;
+            wal.floor.raise(wal.offset + wal.encoder.buffer.len() as u64);
+            let mut rest = &wal.encoder.buffer[..];
+            while !rest.is_empty() {
+                if wal.unsynced == SUSPECT_BYTES {
+                    wal.stats.syncs += 1;
+                    wal.current().file.sync()?;
+                    wal.unsynced = 0;
+                }
+                let (piece, later) = rest.split_at(rest.len().min((SUSPECT_BYTES - wal.unsynced) as usize));
+                wal.current().file.write_at(piece, wal.offset)?;
+                wal.stats.bytes_written += piece.len() as u64;
+                wal.offset += piece.len() as u64;
+                wal.unsynced += piece.len() as u64;
+                rest = later;
+            }
             wal.encoder.buffer.clear();
             wal.encoder.buffer.shrink_to(BUFFER_KEPT);
             Ok(())
@@ -495,7 +517,9 @@ impl Wal {
     fn sync(&mut self) -> Result<(), WalError> {
         self.step("sync the log", |wal| {
             wal.stats.syncs += 1;
-            wal.current().file.sync()
+            wal.current().file.sync()?;
+            wal.unsynced = 0;
+            Ok(())
         })
     }
 

@@ -186,6 +186,22 @@ pub(crate) fn later_batch(file: &dyn File, offset: u64) -> io::Result<Option<u64
     Ok(record::proof_of_later_batch(&content.into()).map(|at| offset + at as u64))
 }
 
+/// Writes the bytes from `from` to `to` once more as they are, so that a sync has something to do.
+pub(crate) fn rewrite(file: &dyn File, from: u64, to: u64) -> io::Result<()> {
+    let mut block = vec![0; BLOCK];
+    let mut at = from;
+    while at < to {
+        let length = (to - at).min(BLOCK as u64) as usize;
+        let got = file.read_at(&mut block[..length], at)?;
+        if got == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        file.write_at(&block[..got], at)?;
+        at += got as u64;
+    }
+    Ok(())
+}
+
 /// Makes everything from `offset` on zero, durably. Only blocks that are not zero yet are written, so a segment that
 /// was written ahead with zeros stays so.
 pub(crate) fn zero_from(file: &dyn File, offset: u64) -> io::Result<()> {

@@ -584,6 +584,26 @@ fn after_a_failed_sync_the_log_takes_nothing_more() {
     assert_eq!(open(&disk.crash(Crash::KeepEverything)).unwrap().1.entries, kept);
 }
 
+/// A process that starts after a failed sync still sees what it failed to write, in the page cache. What an open has shown
+/// has to be there after a power cut.
+#[test]
+fn what_an_open_shows_after_a_failed_sync_is_durable() {
+    for len in [100, 3 << 20, 20 << 20] {
+        let kept = three_entries();
+        let (disk, mut wal) = log_of(&kept);
+        disk.inject(Fault::SyncFails { after: 0 });
+        let unsure = [entry(4, 2, len)];
+        assert!(wal.append(&unsure, None).is_err());
+        drop(wal);
+        let restarted = disk.fork();
+        let (wal, shown) = open(&restarted).unwrap();
+        drop(wal);
+        assert!(len > 8 << 20 || shown.entries.len() == 4, "the page cache shows {len} bytes");
+        let (_, found) = open(&restarted.crash(Crash::LoseUnsynced)).unwrap();
+        assert_eq!(found.entries, shown.entries, "{len} bytes");
+    }
+}
+
 #[test]
 fn a_full_disk_closes_the_log_and_costs_only_the_batch() {
     for room in (0..2000).step_by(100) {
