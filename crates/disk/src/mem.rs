@@ -88,8 +88,6 @@ pub struct Calls {
     pub bytes_written: u64,
     /// `sync` calls on files.
     pub syncs: usize,
-    /// Syncs of files and directories that failed.
-    pub failed_syncs: usize,
 }
 
 /// A disk in memory; clones share it. See the module's text for its rules.
@@ -630,7 +628,6 @@ impl Shared {
             Fault::SyncFails { after } => Some(after),
             _ => None,
         });
-        self.calls.failed_syncs += usize::from(fails);
         if fails { Err(io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error())) } else { Ok(()) }
     }
 
