@@ -3,7 +3,9 @@
 use super::json::{Object, push_base64};
 use super::{Lines, Show, Unsupported, header_fields};
 use prost::Message;
-use proto::etcdserverpb::{LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse, LeaseTimeToLiveResponse};
+use proto::etcdserverpb::{
+    LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse, LeaseTimeToLiveResponse, ResponseHeader,
+};
 
 impl Show for LeaseGrantResponse {
     fn simple(&self, out: &mut Lines) {
@@ -11,9 +13,7 @@ impl Show for LeaseGrantResponse {
     }
 
     fn fields(&self, out: &mut Lines) -> Result<(), Unsupported> {
-        out.header(self.header.as_ref());
-        out.lease_id("ID", self.id);
-        out.field("TTL", self.ttl);
+        id_and_ttl(out, self.header.as_ref(), self.id, self.ttl);
         Ok(())
     }
 
@@ -37,9 +37,7 @@ impl Show for LeaseKeepAliveResponse {
     }
 
     fn fields(&self, out: &mut Lines) -> Result<(), Unsupported> {
-        out.header(self.header.as_ref());
-        out.lease_id("ID", self.id);
-        out.field("TTL", self.ttl);
+        id_and_ttl(out, self.header.as_ref(), self.id, self.ttl);
         Ok(())
     }
 
@@ -54,6 +52,13 @@ impl Show for LeaseKeepAliveResponse {
     fn protobuf(&self) -> Result<Vec<u8>, Unsupported> {
         Ok(self.encode_to_vec())
     }
+}
+
+/// The lines that both have.
+fn id_and_ttl(out: &mut Lines, header: Option<&ResponseHeader>, id: i64, ttl: i64) {
+    out.header(header);
+    out.lease_id("ID", id);
+    out.field("TTL", ttl);
 }
 
 /// What is left of a lease, with its keys if those were asked for.
