@@ -206,11 +206,6 @@ impl SimulatedMember {
         self.node.tell(Event::Tick);
     }
 
-    /// Events that nobody has had handled yet, as the raft thread finds them at its next tick.
-    pub fn has_events(&self) -> bool {
-        !self.node.raft_queue.is_empty()
-    }
-
     /// Whether the log's thread has something to do.
     pub fn wants_log(&self) -> bool {
         !self.node.log_queue.is_empty()
@@ -230,11 +225,6 @@ impl SimulatedMember {
     /// A turn of the apply thread. Breaks if the member cannot go on; else says when the next is due even if nothing comes.
     pub fn apply(&self) -> ControlFlow<(), Option<Duration>> {
         applier::turn(&self.node)
-    }
-
-    /// Whether the upkeep thread is wanted before its time.
-    pub fn wants_upkeep(&self) -> bool {
-        !self.node.upkeep_queue.is_empty()
     }
 
     /// A turn of the upkeep thread. Breaks if the member cannot go on; else says when the next is due.

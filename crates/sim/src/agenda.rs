@@ -60,6 +60,8 @@ pub enum Happening {
         /// What.
         question: Question,
     },
+    /// The answer to a question of this process arrives; the call hands it to whoever waits.
+    Answer(Box<dyn FnOnce() + Send>),
     /// A client asks.
     Request(Op),
 }
@@ -74,8 +76,6 @@ pub enum Event {
     Answer(usize, u64, Outcome),
     /// A client has waited long enough.
     Patience(usize, u64),
-    /// The answer to another member's question arrives.
-    Answered(usize, u64, Box<dyn FnOnce() + Send>),
     /// Trouble.
     Trouble,
     /// The trouble with this number is over.

@@ -59,7 +59,6 @@ impl Question {
 }
 
 /// What a member has put on the network.
-#[derive(Debug)]
 pub enum Outgoing {
     /// A message of consensus, as it travels.
     Message {
@@ -84,6 +83,13 @@ pub enum Outgoing {
         url: String,
         /// What is asked.
         question: Question,
+    },
+    /// The answer to a question.
+    Answer {
+        /// To this seat, in this life of its process.
+        to: (usize, u64),
+        /// Hands it over.
+        deliver: Box<dyn FnOnce() + Send>,
     },
 }
 
@@ -197,6 +203,11 @@ impl Machine {
         } else {
             inner.connected_us.remove(&id);
         }
+    }
+
+    /// Sends the answer to a question that this life of a process at this seat has asked.
+    pub fn answer<T: Send + 'static>(&self, to: (usize, u64), slot: Slot<T>, answer: T) {
+        self.put(Outgoing::Answer { to, deliver: Box::new(move || slot.fill(answer)) });
     }
 
     fn ask<T: Send + 'static>(

@@ -70,8 +70,7 @@ fn rounds(cluster: &mut Cluster, troubles: &mut Troubles, until_us: u64) -> Resu
 
 /// In peace, everybody must come back, catch up, and agree.
 fn recover(cluster: &mut Cluster, troubles: &mut Troubles) -> Result<(), Violation> {
-    let now_us = cluster.now_us;
-    cluster.trace.say(now_us, format_args!("peace"));
+    cluster.say(format_args!("peace"));
     troubles.cease(cluster);
     let answered = cluster.tally.answered;
     settle(cluster, troubles, PEACE_US, |cluster| cluster.tally.answered > answered + 10)?;

@@ -109,7 +109,7 @@ impl Troubles {
     /// Plans the first trouble, and after each the next.
     pub fn plan(&mut self, cluster: &mut Cluster) {
         let wait = self.random.around(self.every_us);
-        cluster.agenda.at(cluster.now_us + wait, Event::Trouble);
+        cluster.later(wait, Event::Trouble);
     }
 
     /// Makes or ends trouble.
@@ -136,19 +136,7 @@ impl Troubles {
     pub fn cease(&mut self, cluster: &mut Cluster) {
         self.active = false;
         self.endings.clear();
-        cluster.network.heal();
-        cluster.network.weather = Weather::fair();
-        for at in 0..cluster.seats.len() {
-            let now_us = cluster.now_us;
-            let seat = &mut cluster.seats[at];
-            if !seat.disk.is_off() {
-                seat.disk.clear_faults();
-            }
-            seat.stalled_until_us = 0;
-            seat.frozen_until_us = seat.frozen_until_us.min(now_us);
-            cluster.agenda.at(now_us + 1, Event::Restart(at));
-        }
-        cluster.connections();
+        cluster.calm();
     }
 
     fn lasts(&mut self, cluster: &mut Cluster, mean_us: u64, ending: Ending) {
@@ -156,30 +144,22 @@ impl Troubles {
         self.next += 1;
         self.endings.insert(number, ending);
         let time = self.random.around(mean_us);
-        cluster.agenda.at(cluster.now_us + time, Event::Over(number));
+        cluster.later(time, Event::Over(number));
     }
 
     fn end(&mut self, cluster: &mut Cluster, ending: Ending) {
-        let now_us = cluster.now_us;
-        cluster.trace.say(now_us, format_args!("over: {ending:?}"));
+        cluster.say(format_args!("over: {ending:?}"));
         match ending {
-            Ending::Heal => {
-                cluster.network.heal();
-                cluster.connections();
-            }
-            Ending::Calm => cluster.network.weather = Weather::fair(),
-            Ending::Room(at) => {
-                if !cluster.seats[at].disk.is_off() {
-                    cluster.seats[at].disk.clear_faults();
-                }
-            }
+            Ending::Heal => cluster.heal(),
+            Ending::Calm => cluster.set_weather(Weather::fair()),
+            Ending::Room(at) => cluster.clear_faults(at),
         }
     }
 
     fn make(&mut self, cluster: &mut Cluster, kind: Kind) {
-        let now_us = cluster.now_us;
-        let at = self.random.below(cluster.seats.len() as u64) as usize;
-        cluster.trace.say(now_us, format_args!("trouble: {kind:?} at m{at}"));
+        let machines = cluster.machines();
+        let at = self.random.below(machines as u64) as usize;
+        cluster.say(format_args!("trouble: {kind:?} at m{at}"));
         let election_us = cluster.settings.election_ms * 1000;
         match kind {
             Kind::Kill => self.end_and_restart(cluster, at, End::Killed),
@@ -190,47 +170,39 @@ impl Troubles {
                 cluster.inject(at, Fault::PowerFails { after });
             }
             Kind::Blackout => {
-                for at in 0..cluster.seats.len() {
+                for at in 0..machines {
                     self.end_and_restart(cluster, at, End::PowerLost);
                 }
             }
             Kind::Freeze => {
                 let time = self.random.around(3 * election_us).min(10 * election_us);
-                cluster.seats[at].frozen_until_us = now_us + time;
-                cluster.connections();
+                cluster.freeze(at, time);
             }
             Kind::Isolate => {
-                for other in (0..cluster.seats.len()).filter(|other| *other != at) {
-                    cluster.network.cut(at, other);
-                    cluster.network.cut(other, at);
-                }
-                self.cut(cluster);
+                let others = (0..machines).filter(|other| *other != at);
+                self.cut(cluster, others.flat_map(|other| [(at, other), (other, at)]));
             }
             Kind::Split => {
-                let sides: Vec<bool> = cluster.seats.iter().map(|_| self.random.chance(500)).collect();
-                for (a, b) in pairs(cluster.seats.len()).filter(|(a, b)| sides[*a] != sides[*b]) {
-                    cluster.network.cut(a, b);
-                }
-                self.cut(cluster);
+                let sides: Vec<bool> = (0..machines).map(|_| self.random.chance(500)).collect();
+                self.cut(cluster, pairs(machines).filter(|(a, b)| sides[*a] != sides[*b]));
             }
             Kind::OneWay => {
-                let to = self.random.below(cluster.seats.len() as u64) as usize;
-                cluster.network.cut(at, to);
-                self.cut(cluster);
+                let to = self.random.below(machines as u64) as usize;
+                self.cut(cluster, std::iter::once((at, to)));
             }
             Kind::Storm => {
-                cluster.network.weather = Weather {
+                cluster.set_weather(Weather {
                     latency_us: self.random.between(300, 30_000),
                     loss: self.random.below(200),
                     duplicates: self.random.below(100),
                     reordered: self.random.below(300),
                     slow: self.random.below(100),
-                };
+                });
                 self.lasts(cluster, 10_000_000, Ending::Calm);
             }
             Kind::Stall => {
                 let time = self.random.around(2 * election_us);
-                cluster.seats[at].stalled_until_us = now_us + time;
+                cluster.stall(at, time);
             }
             Kind::SyncFails => {
                 let after = self.random.below(20) as usize;
@@ -248,31 +220,23 @@ impl Troubles {
             Kind::Drift => {
                 // Up to five in a thousand: bad clocks of real machines are ten times better.
                 let drift = self.random.below(10_000) as i64 - 5_000;
-                let seat = &mut cluster.seats[at];
-                seat.drift = drift;
-                if let Some(running) = &seat.running {
-                    running.machine.advance(now_us);
-                    running.machine.set_drift(drift);
-                }
+                cluster.set_drift(at, drift);
             }
             Kind::SetClock => {
                 let offset_us = self.random.below(7_200_000_000) as i64 - 3_600_000_000;
-                if let Some(running) = &cluster.seats[at].running {
-                    running.machine.set_wall(offset_us);
-                }
+                cluster.set_wall(at, offset_us);
             }
         }
     }
 
-    fn cut(&mut self, cluster: &mut Cluster) {
-        cluster.connections();
+    fn cut(&mut self, cluster: &mut Cluster, ways: impl Iterator<Item = (usize, usize)>) {
+        cluster.cut(ways);
         self.lasts(cluster, 5_000_000, Ending::Heal);
     }
 
     fn end_and_restart(&mut self, cluster: &mut Cluster, at: usize, how: End) {
-        cluster.end(at, how);
         let wait = self.random.around(3_000_000);
-        cluster.agenda.at(cluster.now_us + wait, Event::Restart(at));
+        cluster.strike_down(at, how, wait);
     }
 }
 

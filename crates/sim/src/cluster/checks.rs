@@ -1,0 +1,124 @@
+//! What must be true: of an answer, and of all members when there is peace.
+
+use bytes::Bytes;
+use proto::etcdserverpb as pb;
+use state::Response;
+
+use super::Cluster;
+use crate::client::{Op, Outcome, is_verdict};
+use crate::ledger::{Violation, violation};
+use crate::workload::Ask;
+
+impl Cluster {
+    /// Checks an outcome. Gives the newest index of the log that the client knows of now.
+    pub(super) fn check(&mut self, op: &Op, outcome: &Outcome) -> Result<u64, Violation> {
+        self.trace.note(op.number);
+        match (&op.ask, outcome) {
+            (Ask::Write(request), Outcome::Wrote(result)) => {
+                if result.as_ref().is_err_and(|error| !is_verdict(error)) {
+                    return Ok(0);
+                }
+                let place = self.ledger.wrote(&op.tag, op.floor, result)?;
+                self.trace.note(place.index);
+                if let Some(grant) = &request.lease_grant
+                    && result.is_ok()
+                {
+                    self.workload.leases.push(grant.id);
+                    if self.workload.leases.len() > 12 {
+                        self.workload.leases.remove(0);
+                    }
+                }
+                if let Ok(Response::LeaseGrant(granted)) = result {
+                    self.ledger.leases.promised(granted.id, op.asked_us, granted.ttl)?;
+                }
+                if let Ok(Response::LeaseRevoke(_)) = result
+                    && let Some(revoke) = &request.lease_revoke
+                {
+                    self.workload.leases.retain(|id| *id != revoke.id);
+                }
+                Ok(place.index)
+            }
+            (Ask::Range(request), Outcome::Ranged(result)) => {
+                let floor = if request.serializable { 0 } else { op.floor };
+                self.ledger.ranged(&op.tag, request, floor, result)
+            }
+            (Ask::ReadTxn(request), Outcome::ReadTxn(Ok(response))) => {
+                let floor = if state::Reader::is_serializable(request) { 0 } else { op.floor };
+                self.ledger.read_txn(&op.tag, request, floor, response)
+            }
+            (Ask::Renew(id), Outcome::Renewed(Ok(ttl))) if *ttl > 0 => {
+                self.ledger.leases.promised(*id, op.asked_us, *ttl)?;
+                Ok(0)
+            }
+            _ => Ok(0),
+        }
+    }
+
+    /// Whether everybody runs and has applied all that was agreed on.
+    pub fn is_settled(&self) -> bool {
+        let last = self.ledger.last_index();
+        self.seats.iter().filter(|seat| !seat.retired).all(|seat| {
+            seat.running.as_ref().is_some_and(|running| {
+                running.member.applied() == last
+                    && running.api.leader() != 0
+                    && !running.member.wants_log()
+                    && running.member.is_ready()
+            })
+        })
+    }
+
+    /// Where everybody stands, for a message.
+    pub fn seen(&self) -> String {
+        let mut text = format!("agreed up to {}", self.ledger.last_index());
+        for (at, seat) in self.seats.iter().enumerate() {
+            let status = seat.running.as_ref().map(|running| {
+                let status = running.member.raft_status();
+                let (term, leader) = (running.api.term(), running.api.leader());
+                let busy = (running.member.wants_log(), running.member.wants_apply());
+                format!("applied {}, term {term}, leader {leader:x}, {busy:?}, {status:?}", running.member.applied())
+            });
+            text.push_str(&format!(
+                "; m{at} ({:x}): {}",
+                seat.id,
+                status.unwrap_or_else(|| format!("down, {:?}", seat.refused))
+            ));
+        }
+        text
+    }
+
+    /// Compares what all running members hold.
+    pub fn compare(&mut self) -> Result<(), Violation> {
+        let mut first: Option<(usize, String)> = None;
+        for at in 0..self.seats.len() {
+            let Some(running) = &self.seats[at].running else { continue };
+            if running.member.applied() != self.ledger.last_index() {
+                continue;
+            }
+            let reader = running.api.state().clone();
+            let hash = reader.hash_kv(0).map_err(|error| Violation(format!("m{at} cannot hash its keys: {error}")))?;
+            self.ledger.hashed(at, &hash)?;
+            let everything = pb::RangeRequest {
+                key: Bytes::from_static(b"\0"),
+                range_end: Bytes::from_static(b"\0"),
+                ..Default::default()
+            };
+            let range = reader.range(&everything);
+            self.ledger.ranged("the final comparison", &everything, self.ledger.last_index(), &range)?;
+            let mut leases = reader.lessor().leases();
+            leases.sort_unstable();
+            let expected: Vec<i64> = self.ledger.model.leases().collect();
+            if leases != expected {
+                return violation!("m{at} has the leases {leases:?}, expected {expected:?}");
+            }
+            let rest = format!("{:?} {:?} {:?}", reader.members(), reader.alarms(0), reader.cluster_version());
+            match &first {
+                Some((other, theirs)) if *theirs != rest => {
+                    return violation!("m{other} and m{at} differ: {theirs} and {rest}");
+                }
+                Some(_) => {}
+                None => first = Some((at, rest)),
+            }
+        }
+        Ok(())
+    }
+}
