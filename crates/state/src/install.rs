@@ -306,7 +306,15 @@ fn load<'w>(
         json => {
             let tree = v2_snapshot::read(json).map_err(v2)?;
             if !meta.buckets_count {
-                cluster = Cluster { downgrade: cluster.downgrade, ..tree.cluster };
+                let known = std::mem::replace(&mut cluster.members, tree.cluster.members);
+                cluster = Cluster { members: cluster.members, downgrade: cluster.downgrade, ..tree.cluster };
+                // A founder's name stands in the change that made it a member. The tree has it only once the founder has told
+                // it, and whoever applied that change knows it before.
+                for member in cluster.members.values_mut().filter(|member| member.name.is_empty()) {
+                    if let Some(known) = known.get(&member.id) {
+                        member.name.clone_from(&known.name);
+                    }
+                }
             }
             tree.has_keys
         }

@@ -61,6 +61,17 @@ impl Slot {
         }
         (true, fits && self.stream)
     }
+
+    /// The watch comes to its end.
+    fn end(&self) {
+        let mut inbox = self.inbox.lock();
+        inbox.ended = true;
+        let waker = inbox.waker.take();
+        drop(inbox);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
 }
 
 /// Whether a key below `watched` is hidden from it: one of the names in between begins with an underscore.
@@ -84,10 +95,27 @@ impl Hub {
         self.history.iter().cloned().collect()
     }
 
-    /// Takes over another hub's past; the watches stay.
+    /// Takes over another hub's past; the watches stay. What has happened there since the newest event here is told as if
+    /// it happened now; who might miss something because the past does not reach back so far is not told to go on waiting.
     pub(super) fn take_history(&mut self, other: &mut Hub) {
+        let known = std::mem::replace(&mut self.index, other.index);
         self.history = std::mem::take(&mut other.history);
-        self.index = other.index;
+        let missed: Vec<Arc<Event>> = self.history.iter().filter(|event| event.index() > known).cloned().collect();
+        if missed.first().is_none_or(|event| event.index() > known + 1) && self.index > known {
+            for slot in std::mem::take(&mut self.watches).into_values().flat_map(BTreeMap::into_values) {
+                slot.end();
+            }
+            self.count = 0;
+        }
+        for event in missed.iter().filter(|event| !event.refresh) {
+            // An event does not say which paths went with its directory; it is enough to know those that somebody watches.
+            let is_gone = matches!(event.action, Action::Delete | Action::CompareAndDelete | Action::Expire);
+            let below = format!("{}/", event.node.key);
+            let mut removed: Vec<String> =
+                self.watches.keys().filter(|path| path.starts_with(&below)).cloned().collect();
+            removed.sort_unstable();
+            self.tell_all(event, if is_gone { &removed } else { &[] });
+        }
     }
 
     /// Adds an event and tells those who wait for it. `removed` are the paths that are gone with it.
@@ -97,9 +125,12 @@ impl Hub {
         }
         self.history.push_back(event.clone());
         self.index = event.index();
-        if event.refresh || self.watches.is_empty() {
-            return;
+        if !event.refresh && !self.watches.is_empty() {
+            self.tell_all(event, removed);
         }
+    }
+
+    fn tell_all(&mut self, event: &Arc<Event>, removed: &[String]) {
         for path in removed {
             self.tell(event, path, true);
         }
