@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use proto::raftpb::Message;
+use state::watch::{Output, StreamId};
 
 use crate::client::{Op, Outcome};
+use crate::cluster::{Told, Whim};
 use crate::host::Question;
 
 /// Something that happens to a process. It is lost if the process has ended meanwhile, and waits while it is frozen.
@@ -64,6 +66,24 @@ pub enum Happening {
     Answer(Box<dyn FnOnce() + Send>),
     /// A client asks.
     Request(Op),
+    /// A client wants something of its stream of watches.
+    Watch {
+        /// Which client.
+        client: usize,
+        /// Its stream.
+        stream: StreamId,
+        /// What.
+        whim: Whim,
+    },
+    /// A client wants to be told of the next change in the v2 tree.
+    Wait {
+        /// Which client.
+        client: usize,
+        /// Which of its requests.
+        request: u64,
+    },
+    /// The task that feeds watchers gets its turn.
+    Watchers,
 }
 
 /// Something that happens.
@@ -76,10 +96,22 @@ pub enum Event {
     Answer(usize, u64, Outcome),
     /// A client has waited long enough.
     Patience(usize, u64),
+    /// A client of watches begins its next stream.
+    Watch(usize),
+    /// A client of watches makes up its mind what to do with its stream.
+    Whim(usize, StreamId),
+    /// A client of watches is shown something on its stream.
+    Watched(usize, StreamId, Vec<Output>),
+    /// A client has waited long enough for its request about the v2 tree.
+    WaitOver(usize, u64),
+    /// A client is told of a change in the v2 tree.
+    Waited(usize, u64, Told),
     /// Trouble.
     Trouble,
     /// The trouble with this number is over.
     Over(u64),
+    /// Whoever runs the cluster looks after it.
+    Operator,
     /// A machine is switched on again.
     Restart(usize),
 }

@@ -109,8 +109,15 @@ fn tell(verdict: &Verdict) {
         *simulated_us as f64 / 1e6
     );
     println!(
-        "  {} requests, {} answered, {} with unknown outcome; {} troubles; {} starts; {} snapshots; {} disk failures",
-        tally.asked, tally.answered, tally.lost, tally.troubles, tally.starts, tally.snapshots, tally.disk_failures
+        "  {} requests, {} done, {} with unknown outcome; {} troubles; {} starts; {} snapshots; {} disk failures; {} shown to watchers",
+        tally.asked,
+        tally.answered,
+        tally.lost,
+        tally.troubles,
+        tally.starts,
+        tally.snapshots,
+        tally.disk_failures,
+        tally.watched
     );
     println!("  trace {trace_hash:016x}");
     match violation {

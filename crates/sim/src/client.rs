@@ -22,6 +22,19 @@ pub enum Outcome {
     Lost,
 }
 
+impl Outcome {
+    /// Whether the cluster has done what was asked.
+    pub fn is_done(&self) -> bool {
+        match self {
+            Self::Wrote(result) => result.is_ok(),
+            Self::Ranged(result) => result.is_ok(),
+            Self::ReadTxn(result) => result.is_ok(),
+            Self::Renewed(result) => result.is_ok(),
+            Self::Unsent | Self::Lost => false,
+        }
+    }
+}
+
 /// An operation under way.
 #[derive(Clone, Debug)]
 pub struct Op {

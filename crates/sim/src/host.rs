@@ -33,6 +33,18 @@ pub enum Given {
     Other(String),
 }
 
+impl Given {
+    /// Whether the request was carried out.
+    pub fn is_ok(&self) -> bool {
+        matches!(self, Self::Response(result) if result.is_ok())
+    }
+
+    /// Whether the member says that it has no room.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Response(result) if **result == Err(Error::NoSpace))
+    }
+}
+
 /// A question to another member, outside of raft.
 #[derive(Clone, Debug)]
 pub enum Question {
@@ -176,6 +188,13 @@ impl Machine {
         self.inner.lock().wall_offset_us = offset_us;
     }
 
+    /// What the clock on the wall shows, in nanoseconds since 1970.
+    pub fn wall_ns(&self) -> i64 {
+        let inner = self.inner.lock();
+        let us = EPOCH_SECONDS * 1_000_000 + inner.true_us;
+        us.saturating_add_signed(inner.wall_offset_us) as i64 * 1_000
+    }
+
     /// Takes what the member has put out.
     pub fn take(&self) -> Tray {
         std::mem::take(&mut self.inner.lock().tray)
@@ -193,6 +212,11 @@ impl Machine {
     /// Whether it talks to this member.
     pub fn knows(&self, id: u64) -> bool {
         self.inner.lock().peers.contains_key(&id)
+    }
+
+    /// Somebody has introduced itself; whom the member does not know, because it is behind, it can answer from now on.
+    pub fn remember(&self, id: u64, url: String) {
+        self.inner.lock().peers.entry(id).or_insert_with(|| vec![url]);
     }
 
     /// Says whether messages to and from a member get through.
@@ -237,9 +261,7 @@ impl Host for Card {
     }
 
     fn wall(&self) -> Duration {
-        let inner = self.0.inner.lock();
-        Duration::from_secs(EPOCH_SECONDS)
-            + Duration::from_micros(inner.true_us.saturating_add_signed(inner.wall_offset_us))
+        Duration::from_nanos(self.0.wall_ns() as u64)
     }
 
     fn spawn(&self, task: BoxFuture<()>) {

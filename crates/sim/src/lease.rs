@@ -58,3 +58,21 @@ impl Leases {
         self.promised_us.remove(&id);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_does_not_end_before_its_time() {
+        let mut leases = Leases::default();
+        leases.promised(1, 0, 10).unwrap();
+        assert!(leases.expired(1, 9_000_000).is_err());
+        leases.promised(2, 0, 10).unwrap();
+        leases.expired(2, 10_000_000).unwrap();
+        assert!(leases.promised(2, 5_000_000, 10).is_err(), "a promise for a lease that has ended meanwhile");
+        leases.promised(3, 0, 10).unwrap();
+        leases.revoked(3);
+        leases.expired(3, 1).unwrap();
+    }
+}

@@ -13,6 +13,9 @@ const PEACE_US: u64 = 60_000_000;
 /// How long the last requests may take after that, in microseconds.
 const QUIET_US: u64 = 30_000_000;
 
+/// How long all leases need at most to end, in microseconds: the longest TTL there is, and a little more.
+const LEASES_US: u64 = 24_000_000;
+
 /// What came of a life.
 #[derive(Clone, Debug)]
 pub struct Verdict {
@@ -39,7 +42,7 @@ pub fn live(options: &Options, seed: u64) -> Verdict {
     let mut random = Random::new(seed);
     let settings = Settings::draw(options, &mut random);
     let members = settings.members;
-    let mut troubles = Troubles::new(random.fork(), settings.disks_fail);
+    let mut troubles = Troubles::new(random.fork(), &settings);
     let mut cluster = Cluster::new(settings, random);
     cluster.trace.aloud = options.trace;
     let violation = rounds(&mut cluster, &mut troubles, options.seconds * 1_000_000).err();
@@ -73,10 +76,14 @@ fn recover(cluster: &mut Cluster, troubles: &mut Troubles) -> Result<(), Violati
     cluster.say(format_args!("peace"));
     troubles.cease(cluster);
     let answered = cluster.tally.answered;
-    settle(cluster, troubles, PEACE_US, |cluster| cluster.tally.answered > answered + 10)?;
+    settle(cluster, troubles, PEACE_US, |cluster| cluster.tally.answered > answered + 10 && cluster.is_as_wished())?;
     cluster.asking = false;
-    settle(cluster, troubles, QUIET_US, |cluster| cluster.is_settled())?;
-    cluster.compare()
+    let asked_us = cluster.now_us + 1_000_000;
+    settle(cluster, troubles, QUIET_US, |cluster| cluster.is_done())?;
+    cluster.compare()?;
+    let until_us = asked_us + LEASES_US;
+    cluster.run_until(until_us, &mut |cluster, when| troubles.strike(cluster, when))?;
+    cluster.leases_ended(asked_us)
 }
 
 /// Waits until something holds.

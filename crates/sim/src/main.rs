@@ -11,6 +11,7 @@ mod host;
 mod lease;
 mod ledger;
 mod life;
+mod membership;
 mod model;
 mod network;
 mod options;
@@ -18,6 +19,8 @@ mod random;
 mod tasks;
 mod trace;
 mod troubles;
+mod v2;
+mod watcher;
 mod workload;
 
 use std::process::ExitCode;

@@ -7,16 +7,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use proto::etcdserverpb as pb;
+use proto::etcdserverpb::AlarmType;
+use proto::etcdserverpb::alarm_request::AlarmAction;
 use proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use proto::etcdserverpb::request_op::Request as Op;
 use proto::etcdserverpb::response_op::Response as OpResponse;
-use proto::mvccpb::KeyValue;
+use proto::mvccpb::event::EventType;
+use proto::mvccpb::{Event, KeyValue};
+use state::watch::WatchCreate;
 use state::{Error, Response};
 
 /// A lease.
 #[derive(Clone, Debug)]
 struct Lease {
+    /// In seconds.
+    ttl: i64,
     keys: BTreeSet<Bytes>,
 }
 
@@ -27,7 +33,11 @@ pub struct Model {
     compact_revision: i64,
     /// Every version of every key, oldest first: the revision, and the pair unless it was deleted then.
     keys: BTreeMap<Bytes, Vec<(i64, Option<KeyValue>)>>,
+    /// What each revision changed, in order.
+    changes: BTreeMap<i64, Vec<(Bytes, Option<KeyValue>)>>,
     leases: BTreeMap<i64, Lease>,
+    /// Alarms that are set: kind and member.
+    alarms: BTreeSet<(i32, u64)>,
     /// Whether the request that is being carried out has changed something.
     changed: bool,
     /// Revisions below this are forgotten.
@@ -45,6 +55,18 @@ pub fn in_range(key: &[u8], start: &[u8], end: &[u8]) -> bool {
     }
 }
 
+/// Whether a request is one that is refused when there is no space left.
+pub fn takes_space(request: &pb::InternalRaftRequest) -> bool {
+    fn puts(txn: &pb::TxnRequest) -> bool {
+        txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
+            Some(Op::RequestPut(_)) => true,
+            Some(Op::RequestTxn(nested)) => puts(nested),
+            _ => false,
+        })
+    }
+    request.put.is_some() || request.lease_grant.is_some() || request.txn.as_ref().is_some_and(puts)
+}
+
 fn header(revision: i64) -> Option<pb::ResponseHeader> {
     Some(pb::ResponseHeader { revision, ..Default::default() })
 }
@@ -56,7 +78,9 @@ impl Model {
             revision: 1,
             compact_revision: -1,
             keys: BTreeMap::new(),
+            changes: BTreeMap::new(),
             leases: BTreeMap::new(),
+            alarms: BTreeSet::new(),
             changed: false,
             forgotten: 0,
             min_ttl,
@@ -71,6 +95,16 @@ impl Model {
     /// The revision of the last compaction; -1 = never.
     pub fn compact_revision(&self) -> i64 {
         self.compact_revision
+    }
+
+    /// The alarms that are set: kind and member.
+    pub fn alarms(&self) -> impl Iterator<Item = (i32, u64)> {
+        self.alarms.iter().copied()
+    }
+
+    /// The TTL of a lease, in seconds.
+    pub fn ttl(&self, lease: i64) -> Option<i64> {
+        self.leases.get(&lease).map(|lease| lease.ttl)
     }
 
     /// The leases there are.
@@ -89,6 +123,7 @@ impl Model {
             return;
         }
         self.forgotten = revision;
+        self.changes = self.changes.split_off(&revision);
         self.keys.retain(|_, versions| {
             let current = versions.iter().rposition(|(at, _)| *at <= revision).unwrap_or(0);
             versions.drain(..current);
@@ -96,9 +131,38 @@ impl Model {
         });
     }
 
+    /// The changes from one revision to another, both included, as a watch is shown them.
+    pub fn events(&self, watch: &WatchCreate, from: i64, to: i64) -> Vec<Event> {
+        let mut events = Vec::new();
+        if from > to {
+            return events;
+        }
+        for (revision, changes) in self.changes.range(from..=to) {
+            for (key, pair) in changes.iter().filter(|(key, _)| in_range(key, &watch.key, &watch.range_end)) {
+                let is_put = pair.is_some();
+                if if is_put { watch.no_put } else { watch.no_delete } {
+                    continue;
+                }
+                let gone = || KeyValue { key: key.clone(), mod_revision: *revision, ..Default::default() };
+                let kv = pair.clone().unwrap_or_else(gone);
+                // A key that is made has no past.
+                let is_made = is_put && kv.create_revision == kv.mod_revision;
+                let previous = if watch.prev_kv && !is_made { self.get(key, revision - 1).cloned() } else { None };
+                let kind = if is_put { EventType::Put } else { EventType::Delete };
+                events.push(Event { r#type: kind as i32, kv: Some(kv), prev_kv: previous });
+            }
+        }
+        events
+    }
+
     /// Carries out a request from the log. `None`: it is of a kind that this model knows nothing of.
     pub fn apply(&mut self, request: &pb::InternalRaftRequest) -> Option<Result<Response, Error>> {
-        let result = if let Some(put) = &request.put {
+        let has_no_space = self.alarms.iter().any(|(kind, _)| *kind == AlarmType::Nospace as i32);
+        let result = if has_no_space && takes_space(request) {
+            Err(Error::NoSpace)
+        } else if let Some(alarm) = &request.alarm {
+            Ok(self.alarm(alarm))
+        } else if let Some(put) = &request.put {
             self.check_put(put).and_then(|()| self.put(put)).map(Response::Put)
         } else if let Some(delete) = &request.delete_range {
             Ok(Response::DeleteRange(self.delete_range(delete)))
@@ -146,6 +210,7 @@ impl Model {
         if let Some(lease) = pair.as_ref().and_then(|new| self.leases.get_mut(&new.lease)) {
             lease.keys.insert(key.clone());
         }
+        self.changes.entry(revision).or_default().push((key.clone(), pair.clone()));
         self.keys.entry(key.clone()).or_default().push((revision, pair));
         self.changed = true;
     }
@@ -355,6 +420,20 @@ impl Model {
         Ok(Response::Compact { response, physical: request.physical })
     }
 
+    fn alarm(&mut self, request: &pb::AlarmRequest) -> Response {
+        let (kind, member) = (request.alarm, request.member_id);
+        let named = match request.action() {
+            AlarmAction::Get => Vec::new(),
+            AlarmAction::Activate => {
+                self.alarms.insert((kind, member));
+                vec![(kind, member)]
+            }
+            AlarmAction::Deactivate => self.alarms.take(&(kind, member)).into_iter().collect(),
+        };
+        let alarms = named.into_iter().map(|(alarm, member_id)| pb::AlarmMember { member_id, alarm });
+        Response::Alarm(pb::AlarmResponse { header: header(self.revision), alarms: alarms.collect() })
+    }
+
     fn grant(&mut self, request: &pb::LeaseGrantRequest) -> Result<Response, Error> {
         if request.id == 0 {
             return Err(Error::LeaseNotFound);
@@ -363,7 +442,7 @@ impl Model {
             return Err(Error::LeaseExist);
         }
         let ttl = request.ttl.max(self.min_ttl);
-        self.leases.insert(request.id, Lease { keys: BTreeSet::new() });
+        self.leases.insert(request.id, Lease { ttl, keys: BTreeSet::new() });
         let header = header(self.revision);
         Ok(Response::LeaseGrant(pb::LeaseGrantResponse { header, id: request.id, ttl, error: String::new() }))
     }

@@ -88,6 +88,8 @@ pub struct Settings {
     pub members: u64,
     /// Clients, each with one request under way.
     pub clients: usize,
+    /// Clients that watch.
+    pub watchers: usize,
     /// How long a client thinks between two requests, in microseconds.
     pub pause_us: u64,
     /// `--heartbeat-interval`.
@@ -102,6 +104,12 @@ pub struct Settings {
     pub segment_bytes: u32,
     /// Whether disks have faults, so that a member may stop because of one.
     pub disks_fail: bool,
+    /// `--quota-backend-bytes`; 0 = plenty.
+    pub quota_bytes: i64,
+    /// Whether members come and go.
+    pub reconfigures: bool,
+    /// Whether clients use the v2 API as well.
+    pub speaks_v2: bool,
 }
 
 impl Settings {
@@ -111,6 +119,7 @@ impl Settings {
         Self {
             members: options.members.unwrap_or(drawn),
             clients: random.between(2, 8) as usize,
+            watchers: random.below(5) as usize,
             pause_us: *random.pick(&[20_000, 100_000, 400_000]).unwrap_or(&100_000),
             heartbeat_ms: 100,
             election_ms: 1_000,
@@ -118,6 +127,9 @@ impl Settings {
             snapshot_catchup_entries: *random.pick(&[5, 50, 5_000]).unwrap_or(&50),
             segment_bytes: *random.pick(&[32 << 10, 256 << 10, 8 << 20]).unwrap_or(&(256 << 10)),
             disks_fail: random.chance(500),
+            quota_bytes: *random.pick(&[0, 0, 0, 100_000, 400_000]).unwrap_or(&0),
+            reconfigures: random.chance(500),
+            speaks_v2: random.chance(500),
         }
     }
 
@@ -138,7 +150,7 @@ impl Settings {
             pre_vote: true,
             snapshot_count: self.snapshot_count,
             snapshot_catchup_entries: self.snapshot_catchup_entries,
-            quota_bytes: 0,
+            quota_bytes: self.quota_bytes,
             compact_keeping: None,
             strict_reconfig_check: true,
             log_segment_bytes: u64::from(self.segment_bytes),

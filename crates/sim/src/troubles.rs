@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use disk::mem::Fault;
 
 use crate::agenda::Event;
-use crate::cluster::{Cluster, End, Trouble};
+use crate::cluster::{Cluster, End, Trouble, Wish};
 use crate::network::Weather;
+use crate::options::Settings;
 use crate::random::Random;
 
 /// A kind of trouble.
@@ -44,9 +45,15 @@ enum Kind {
     Drift,
     /// Somebody sets a clock.
     SetClock,
+    /// The cluster is to have one member more.
+    Grow,
+    /// It is to have one less.
+    Shrink,
+    /// A disk is lost.
+    Replace,
 }
 
-const KINDS: [Kind; 16] = [
+const KINDS: [Kind; 19] = [
     Kind::Kill,
     Kind::Stop,
     Kind::PowerLoss,
@@ -63,6 +70,9 @@ const KINDS: [Kind; 16] = [
     Kind::Full,
     Kind::Drift,
     Kind::SetClock,
+    Kind::Grow,
+    Kind::Shrink,
+    Kind::Replace,
 ];
 
 /// How something that lasts ends.
@@ -92,10 +102,15 @@ pub struct Troubles {
 
 impl Troubles {
     /// Draws what a seed likes.
-    pub fn new(mut random: Random, disks_fail: bool) -> Self {
+    pub fn new(mut random: Random, settings: &Settings) -> Self {
         let mut liked = Vec::new();
         for kind in KINDS {
-            if matches!(kind, Kind::SyncFails | Kind::WriteFails | Kind::Full) && !disks_fail {
+            let may = match kind {
+                Kind::SyncFails | Kind::WriteFails | Kind::Full => settings.disks_fail,
+                Kind::Grow | Kind::Shrink | Kind::Replace => settings.reconfigures,
+                _ => true,
+            };
+            if !may {
                 continue;
             }
             for _ in 0..random.below(4) {
@@ -226,6 +241,9 @@ impl Troubles {
                 let offset_us = self.random.below(7_200_000_000) as i64 - 3_600_000_000;
                 cluster.set_wall(at, offset_us);
             }
+            Kind::Grow => cluster.wish(Wish::Grow { learner: self.random.chance(500) }),
+            Kind::Shrink => cluster.wish(Wish::Shrink { leader: self.random.chance(300) }),
+            Kind::Replace => cluster.wish(Wish::Replace { learner: self.random.chance(500) }),
         }
     }
 

@@ -5,6 +5,8 @@ use proto::etcdserverpb as pb;
 use proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use proto::etcdserverpb::request_op::Request as Op;
 use proto::etcdserverpb::{InternalRaftRequest, RangeRequest, TxnRequest};
+use proto::v2pb;
+use state::watch::WatchCreate;
 
 use crate::random::Random;
 
@@ -13,6 +15,8 @@ use crate::random::Random;
 pub enum Ask {
     /// Through the log.
     Write(Box<InternalRaftRequest>),
+    /// Of the v2 API, through the log; the expiration is a TTL in nanoseconds until it gets there.
+    V2(Box<v2pb::Request>),
     /// A range.
     Range(Box<RangeRequest>),
     /// A transaction that only reads.
@@ -34,13 +38,15 @@ pub struct Workload {
     next_value: u64,
     /// How large values become now and then, in bytes.
     pub large_value: u64,
+    /// Whether the v2 API is used as well.
+    speaks_v2: bool,
 }
 
 impl Workload {
     /// From chance.
-    pub fn new(mut random: Random) -> Self {
+    pub fn new(mut random: Random, speaks_v2: bool) -> Self {
         let large_value = if random.chance(200) { 40_000 } else { 2_000 };
-        Self { random, leases: Vec::new(), next_lease: 1, next_value: 1, large_value }
+        Self { random, leases: Vec::new(), next_lease: 1, next_value: 1, large_value, speaks_v2 }
     }
 
     fn key(&mut self) -> Bytes {
@@ -157,9 +163,92 @@ impl Workload {
         TxnRequest { compare, success: self.branch(depth, revision), failure: self.branch(depth, revision) }
     }
 
+    /// A watch with this ID.
+    pub fn watch(&mut self, watch_id: i64, revision: i64) -> WatchCreate {
+        let (key, range_end) = if self.random.chance(300) { (self.key(), Bytes::new()) } else { self.range() };
+        WatchCreate {
+            key,
+            range_end,
+            start_revision: match self.random.below(3) {
+                0 => 0,
+                1 => (revision + 10 - self.random.below(200) as i64).max(1),
+                _ => (revision + 3 - self.random.below(6) as i64).max(1),
+            },
+            watch_id,
+            progress_notify: self.random.chance(300),
+            no_put: self.random.chance(150),
+            no_delete: self.random.chance(150),
+            prev_kv: self.random.chance(500),
+        }
+    }
+
+    /// A path of the v2 tree: one of few, so that files and directories get in each other's way.
+    fn path(&mut self) -> String {
+        let mut path = "/1".to_owned();
+        for _ in 0..self.random.between(1, 3) {
+            path.push('/');
+            path.push_str(self.random.pick(&["a", "b", "c", "_h"]).copied().unwrap_or("a"));
+        }
+        path
+    }
+
+    /// Where in the v2 tree to wait, and whether for what happens below as well.
+    pub fn wait(&mut self) -> (String, bool) {
+        let path = if self.random.chance(300) { "/1".to_owned() } else { self.path() };
+        (path, self.random.chance(600))
+    }
+
+    fn v2(&mut self) -> v2pb::Request {
+        let value = |this: &mut Self| Some(format!("v{}", this.random.below(5)).into());
+        let some = |this: &mut Self, per_mille| if this.random.chance(per_mille) { Some(true) } else { None };
+        let mut request = v2pb::Request { path: Some(self.path().into()), ..Default::default() };
+        let method = match self.random.below(20) {
+            0..3 => "QGET",
+            3..7 => "DELETE",
+            7..9 => "POST",
+            _ => "PUT",
+        };
+        request.method = Some(method.into());
+        match method {
+            "QGET" => {
+                request.recursive = some(self, 500);
+                if self.random.chance(200) {
+                    request.path = Some("/1".into());
+                }
+            }
+            "DELETE" => {
+                request.dir = some(self, 400);
+                request.recursive = some(self, 400);
+            }
+            _ => {
+                request.dir = some(self, 150);
+                if request.dir.is_none() {
+                    request.val = value(self);
+                }
+                if self.random.chance(300) {
+                    request.expiration = Some(self.random.between(1, 20) as i64 * 1_000_000_000);
+                    request.refresh = some(self, 300);
+                }
+            }
+        }
+        if method == "PUT" && self.random.chance(400) {
+            request.prev_exist = Some(self.random.chance(600));
+        }
+        if matches!(method, "PUT" | "DELETE") && self.random.chance(200) {
+            request.prev_value = value(self);
+        }
+        if matches!(method, "PUT" | "DELETE") && self.random.chance(100) {
+            request.prev_index = Some(self.random.below(100));
+        }
+        request
+    }
+
     /// The next request; `revision` is about what the newest revision is.
     pub fn next(&mut self, revision: i64) -> Ask {
         let write = |request| Ask::Write(Box::new(request));
+        if self.speaks_v2 && self.random.chance(300) {
+            return Ask::V2(Box::new(self.v2()));
+        }
         match self.random.below(100) {
             0..30 => write(InternalRaftRequest { put: Some(self.put()), ..Default::default() }),
             30..38 => write(InternalRaftRequest { delete_range: Some(self.delete()), ..Default::default() }),

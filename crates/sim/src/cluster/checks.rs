@@ -14,6 +14,9 @@ impl Cluster {
     pub(super) fn check(&mut self, op: &Op, outcome: &Outcome) -> Result<u64, Violation> {
         self.trace.note(op.number);
         match (&op.ask, outcome) {
+            (Ask::V2(_), Outcome::Wrote(Ok(outcome))) => {
+                Ok(self.ledger.wrote(&op.tag, op.floor, &Ok(outcome.clone()))?.index)
+            }
             (Ask::Write(request), Outcome::Wrote(result)) => {
                 if result.as_ref().is_err_and(|error| !is_verdict(error)) {
                     return Ok(0);
@@ -54,11 +57,36 @@ impl Cluster {
         }
     }
 
-    /// Whether everybody runs and has applied all that was agreed on.
-    pub fn is_settled(&self) -> bool {
+    /// Checks whom a member takes for members, if that is new.
+    pub(super) fn check_members(&mut self, at: usize) -> Result<(), Violation> {
+        let membership = &self.ledger.membership;
+        let Some(running) = &mut self.seats[at].running else { return Ok(()) };
+        let epoch = membership.epoch(running.member.applied());
+        if epoch == running.epoch {
+            return Ok(());
+        }
+        running.epoch = epoch;
+        let voters = running.member.raft_status().map(|status| status.voters);
+        epoch.map_or(Ok(()), |epoch| membership.seen(at, epoch, &running.api.state().members(), voters))
+    }
+
+    /// Whether whoever runs the cluster has nothing left to do.
+    pub fn is_as_wished(&self) -> bool {
+        self.operator.is_idle() && self.ledger.model.alarms().next().is_none()
+    }
+
+    /// Whether everybody is settled and watchers have been shown everything.
+    pub fn is_done(&self) -> bool {
+        self.is_settled() && self.watchers_are_complete() && self.waiters_are_told()
+    }
+
+    /// Whether all members run and have applied all that was agreed on, and nobody runs who is none.
+    fn is_settled(&self) -> bool {
         let last = self.ledger.last_index();
-        self.seats.iter().filter(|seat| !seat.retired).all(|seat| {
-            seat.running.as_ref().is_some_and(|running| {
+        let members = self.ledger.membership.members();
+        self.seats.iter().filter(|seat| !seat.retired && seat.life > 0).all(|seat| {
+            let member = seat.running.as_ref().filter(|_| members.contains_key(&seat.id));
+            member.is_some_and(|running| {
                 running.member.applied() == last
                     && running.api.leader() != 0
                     && !running.member.wants_log()
@@ -70,6 +98,13 @@ impl Cluster {
     /// Where everybody stands, for a message.
     pub fn seen(&self) -> String {
         let mut text = format!("agreed up to {}", self.ledger.last_index());
+        for watch in self.lacking() {
+            text.push_str(&format!("; not shown everything: {watch:?}"));
+        }
+        for waiter in self.waiters_to_tell() {
+            text.push_str(&format!("; not told: {waiter:?}"));
+        }
+        text.push_str(&format!("; to do: {:?}", self.operator));
         for (at, seat) in self.seats.iter().enumerate() {
             let status = seat.running.as_ref().map(|running| {
                 let status = running.member.raft_status();
@@ -84,6 +119,11 @@ impl Cluster {
             ));
         }
         text
+    }
+
+    /// Nobody has renewed leases since a moment: those that should have ended must have.
+    pub fn leases_ended(&self, since_us: u64) -> Result<(), Violation> {
+        self.ledger.leases_ended(since_us, self.settings.election_ms * 1000, self.now_us)
     }
 
     /// Compares what all running members hold.
@@ -104,6 +144,7 @@ impl Cluster {
             };
             let range = reader.range(&everything);
             self.ledger.ranged("the final comparison", &everything, self.ledger.last_index(), &range)?;
+            self.ledger.v2_compared(at, reader.v2())?;
             let mut leases = reader.lessor().leases();
             leases.sort_unstable();
             let expected: Vec<i64> = self.ledger.model.leases().collect();
@@ -111,9 +152,14 @@ impl Cluster {
                 return violation!("m{at} has the leases {leases:?}, expected {expected:?}");
             }
             let rest = format!("{:?} {:?} {:?}", reader.members(), reader.alarms(0), reader.cluster_version());
+            // Up to what each member counts for itself.
+            let tree = String::from_utf8_lossy(&reader.v2_snapshot_json()).into_owned();
+            let rest = rest + tree.split(r#""Stats":"#).next().unwrap_or_default();
             match &first {
                 Some((other, theirs)) if *theirs != rest => {
-                    return violation!("m{other} and m{at} differ: {theirs} and {rest}");
+                    let same = theirs.bytes().zip(rest.bytes()).take_while(|(a, b)| a == b).count().saturating_sub(200);
+                    let part = |text: &str| text.chars().skip(same).take(600).collect::<String>();
+                    return violation!("m{other} and m{at} differ: {} and {}", part(theirs), part(&rest));
                 }
                 Some(_) => {}
                 None => first = Some((at, rest)),

@@ -10,7 +10,7 @@ use prost::Message as _;
 use proto::etcdserverpb as pb;
 use state::Error;
 
-use super::Cluster;
+use super::{Cluster, Running};
 use crate::agenda::{Event, Happening};
 use crate::client::{Op, Outcome};
 use crate::ledger::{Violation, violation};
@@ -28,12 +28,12 @@ impl Cluster {
             return;
         }
         let ask = self.workload.next(self.ledger.model.revision());
+        if self.random.chance(150) {
+            self.clients[number].seat = self.any_machine();
+        }
         let client = &mut self.clients[number];
         client.begun += 1;
         self.tally.asked += 1;
-        if self.random.chance(150) {
-            client.seat = self.random.below(self.seats.len() as u64) as usize;
-        }
         let tag = format!("c{number}-{}", client.begun);
         let op = Op { client: number, number: client.begun, tag, ask, floor: self.floor, asked_us: self.now_us };
         client.waiting = Some(op.clone());
@@ -44,14 +44,19 @@ impl Cluster {
         self.agenda.at(self.now_us + PATIENCE_US, Event::Patience(number, begun));
     }
 
-    pub(super) fn request_arrives(&mut self, at: usize, op: Op) {
-        let Some(running) = &mut self.seats[at].running else { return };
+    pub(super) fn request_arrives(&mut self, at: usize, op: Op) -> Result<(), Violation> {
+        let Some(running) = &mut self.seats[at].running else { return Ok(()) };
         let ticket = running.next_ticket;
         running.next_ticket += 1;
         let reply = Reply::new(Arc::clone(&running.mailbox), ticket);
         let api = Arc::clone(&running.api);
         let mut now = None;
         match &op.ask {
+            // A learner's door is closed to everything else.
+            Ask::Range(range) if !range.serializable && api.is_learner() => now = Some(Outcome::Unsent),
+            Ask::Write(_) | Ask::V2(_) | Ask::ReadTxn(_) | Ask::Renew(_) if api.is_learner() => {
+                now = Some(Outcome::Unsent)
+            }
             Ask::Write(request) => {
                 let mut request = (**request).clone();
                 // A member passes on who asks. Nobody is logged in, so it says nothing to the state machine.
@@ -59,23 +64,32 @@ impl Cluster {
                 api.propose(request, reply);
                 api.submit();
             }
+            Ask::V2(request) => {
+                let mut request = (**request).clone();
+                // What the API does: it reads the clock, and a TTL becomes a moment.
+                let now_ns = running.machine.wall_ns();
+                request.time = Some(now_ns);
+                request.expiration = request.expiration.map(|ttl_ns| ttl_ns + now_ns);
+                // Of no meaning to a write; here it says who asks.
+                request.since = Some(((op.client as u64) << 32) + op.number);
+                api.propose_v2(request, reply);
+                api.submit();
+            }
             Ask::Range(range) if range.serializable || api.read_is_local() => now = Some(read(&api, &op.ask)),
             Ask::ReadTxn(txn) if state::Reader::is_serializable(txn) || api.read_is_local() => {
                 now = Some(read(&api, &op.ask));
             }
-            Ask::Range(_) | Ask::ReadTxn(_) => {
-                if api.is_learner() {
-                    now = Some(Outcome::Unsent);
-                } else {
-                    api.read_index(reply);
-                }
-            }
+            Ask::Range(_) | Ask::ReadTxn(_) => api.read_index(reply),
             Ask::Renew(id) => api.lease_renew(*id, reply),
         }
         match now {
-            Some(outcome) => self.reply(&op, outcome),
+            Some(outcome) => {
+                running.has_read(at, &outcome)?;
+                self.reply(&op, outcome);
+            }
             None => drop(running.pending.insert(ticket, op)),
         }
+        Ok(())
     }
 
     fn reply(&mut self, op: &Op, outcome: Outcome) {
@@ -94,10 +108,20 @@ impl Cluster {
         let api = Arc::clone(&running.api);
         let mut answers = Vec::new();
         for Delivery { ticket, outcome } in deliveries {
+            if running.orders.remove(&ticket) {
+                match outcome {
+                    // One that was forwarded is answered without the list.
+                    Ok(Answer::Members { members, .. }) if !members.is_empty() => {
+                        self.ledger.membership.told(&members)?;
+                    }
+                    other => self.trace.say(self.now_us, format_args!("the operator is told {other:?}")),
+                }
+                continue;
+            }
             let Some(op) = running.pending.remove(&ticket) else { continue };
             let outcome = match (&op.ask, outcome) {
-                (Ask::Write(_), Ok(Answer::Applied(response))) => Outcome::Wrote(Ok(response)),
-                (Ask::Write(_), Err(error)) => Outcome::Wrote(Err(error)),
+                (Ask::Write(_) | Ask::V2(_), Ok(Answer::Applied(response))) => Outcome::Wrote(Ok(response)),
+                (Ask::Write(_) | Ask::V2(_), Err(error)) => Outcome::Wrote(Err(error)),
                 (Ask::Range(_) | Ask::ReadTxn(_), Ok(Answer::Done)) => read(&api, &op.ask),
                 (Ask::Range(_), Err(error)) => Outcome::Ranged(Err(error)),
                 (Ask::ReadTxn(_), Err(error)) => Outcome::ReadTxn(Err(error)),
@@ -105,6 +129,7 @@ impl Cluster {
                 (Ask::Renew(_), Err(error)) => Outcome::Renewed(Err(error)),
                 (ask, Ok(other)) => return violation!("{ask:?} was answered with {other:?}"),
             };
+            running.has_read(at, &outcome)?;
             answers.push((op, outcome));
         }
         // A member without power answers nobody.
@@ -127,13 +152,33 @@ impl Cluster {
         self.floor = self.floor.max(known);
         match outcome {
             Outcome::Lost => self.tally.lost += 1,
-            _ => self.tally.answered += 1,
+            _ => self.tally.answered += u64::from(outcome.is_done()),
         }
         if matches!(outcome, Outcome::Unsent | Outcome::Lost) || self.random.chance(30) {
-            self.clients[number].seat = self.random.below(self.seats.len() as u64) as usize;
+            self.clients[number].seat = self.any_machine();
         }
         let pause = self.random.around(self.settings.pause_us);
         self.agenda.at(self.now_us + pause, Event::Client(number));
+        Ok(())
+    }
+}
+
+impl Running {
+    /// What a member lets its readers see never goes back while it runs, however little they ask for.
+    fn has_read(&mut self, at: usize, outcome: &Outcome) -> Result<(), Violation> {
+        let header = match outcome {
+            Outcome::Ranged(Ok(response)) => &response.header,
+            Outcome::ReadTxn(Ok(response)) => &response.header,
+            _ => return Ok(()),
+        };
+        let revision = header.map_or(0, |header| header.revision);
+        if revision < self.read_revision {
+            return violation!(
+                "m{at} shows revision {revision} to a reader, after it has shown {}",
+                self.read_revision
+            );
+        }
+        self.read_revision = revision;
         Ok(())
     }
 }
@@ -149,6 +194,6 @@ fn read(api: &Arc<dyn Member>, ask: &Ask) -> Outcome {
             Outcome::Ranged(read.and_then(|()| decode()))
         }
         Ask::ReadTxn(request) => Outcome::ReadTxn(api.state().txn_read_only(request)),
-        Ask::Write(_) | Ask::Renew(_) => Outcome::Unsent,
+        Ask::Write(_) | Ask::V2(_) | Ask::Renew(_) => Outcome::Unsent,
     }
 }

@@ -12,7 +12,7 @@ use crate::host::{Outgoing, Question};
 use crate::trace::digest;
 
 impl Cluster {
-    fn seat_of(&self, id: u64) -> Option<usize> {
+    pub(super) fn seat_of(&self, id: u64) -> Option<usize> {
         self.seats.iter().position(|seat| seat.id == id && !seat.retired)
     }
 

@@ -1,6 +1,6 @@
 //! The life of machines: processes start, get their turns, and end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -10,15 +10,18 @@ use disk::mem::Crash;
 use peer::StepError;
 use prost::Message as _;
 use proto::raftpb::Message;
+use server::BootError;
 use server::host::Neighbours;
 use server::simulated::SimulatedMember;
 
 use super::delivery::version_of;
-use super::{Cluster, End, Running, Seat, url_of};
+use super::watching::Desk;
+use super::{Cluster, End, Running, Seat, name_of, url_of};
 use crate::agenda::{Event, Happening};
 use crate::client::Outcome;
 use crate::host::{Card, Machine};
 use crate::ledger::{Violation, violation};
+use crate::network::Network;
 use crate::tasks::Tasks;
 use crate::trace::digest;
 
@@ -33,13 +36,22 @@ impl Cluster {
         if self.seats[at].running.is_some() || self.seats[at].retired {
             return Ok(());
         }
+        if self.seats[at].flags.joins {
+            let members = self.ledger.membership.members().values();
+            let listed: Vec<_> = members.map(|member| (name_of(&member.peer_urls), member.peer_urls.clone())).collect();
+            if self.seats[at].life == 0 && !listed.iter().any(|(name, _)| *name == self.seats[at].flags.name) {
+                // Not added yet, or removed again before it ever ran.
+                return Ok(());
+            }
+            self.seats[at].flags.initial_cluster = listed;
+        }
         let seed = self.random.any();
         let now_us = self.now_us;
         let seat = &self.seats[at];
         let machine = Machine::new(now_us, seat.boot_us, seat.drift, seat.disk.clone());
         let card = Arc::new(Card(Arc::clone(&machine)));
         let disk: Arc<dyn Disk> = Arc::new(seat.disk.clone());
-        let directory = Directory(&self.seats);
+        let directory = Directory { seats: &self.seats, network: &self.network, from: at, now_us };
         let member = match SimulatedMember::start(&seat.flags, &disk, &directory, card.clone(), card, seed) {
             Ok(member) => member,
             Err(error) if seat.disk.is_off() => {
@@ -48,6 +60,11 @@ impl Cluster {
                 let seat = &mut self.seats[at];
                 seat.disk = seat.disk.crash(damage);
                 self.agenda.at(now_us + 500_000, Event::Restart(at));
+                return Ok(());
+            }
+            Err(error @ BootError::Cluster(_)) if seat.flags.joins => {
+                self.say(format_args!("m{at} cannot join: {error}"));
+                self.later(1_000_000, Event::Restart(at));
                 return Ok(());
             }
             Err(error) if self.settings.disks_fail => {
@@ -65,6 +82,7 @@ impl Cluster {
         self.tally.starts += 1;
         let api = member.member();
         let link = member.link();
+        let desk = Desk::new(&*api);
         let seat = &mut self.seats[at];
         seat.life += 1;
         seat.id = api.identity().member_id;
@@ -78,11 +96,16 @@ impl Cluster {
             sleepers: Vec::new(),
             mailbox: Mailbox::new(),
             pending: BTreeMap::new(),
+            orders: BTreeSet::new(),
+            epoch: None,
+            read_revision: 0,
             next_ticket: 0,
             log_planned: false,
             apply_planned_us: None,
             spare_planned: false,
             timers_planned_us: None,
+            desk,
+            waits: Vec::new(),
         });
         let phase = self.random.below(self.settings.heartbeat_ms * 1000);
         self.plan(at, phase, Happening::Tick);
@@ -97,7 +120,8 @@ impl Cluster {
         let Some(running) = self.seats[at].running.take() else { return };
         self.trace.say(now_us, format_args!("m{at} ends: {how:?}"));
         self.tally.ends += 1;
-        let Running { member, api, link, pending, tasks, .. } = running;
+        let Running { member, api, link, pending, tasks, desk, .. } = running;
+        self.lose_streams(desk);
         drop((api, link, tasks));
         if how == End::Stopped {
             member.stop();
@@ -173,6 +197,7 @@ impl Cluster {
             Happening::Tick => {
                 running.member.tick();
                 let interval = running.machine.true_time(self.settings.heartbeat_ms * 1000);
+                self.feed_watchers(at, true)?;
                 next = Some((interval, Happening::Tick));
             }
             Happening::Log => {
@@ -202,6 +227,11 @@ impl Cluster {
                 let Ok(message) = Message::decode(bytes) else {
                     return violation!("m{from} sent a message that cannot be decoded");
                 };
+                let sender = &self.seats[from];
+                let Some(running) = &self.seats[at].running else { return Ok(()) };
+                if !running.link.is_removed(sender.id) {
+                    running.machine.remember(sender.id, url_of(&sender.flags.name));
+                }
                 let to = message.to.unwrap_or(0);
                 if to == running.api.identity().member_id
                     && let Err(StepError::Removed) = running.link.step(message)
@@ -217,7 +247,10 @@ impl Cluster {
             Happening::Removed(by) => running.link.removed(by),
             Happening::Question { from, question } => self.question_arrives(at, from, question),
             Happening::Answer(deliver) => deliver(),
-            Happening::Request(op) => self.request_arrives(at, op),
+            Happening::Request(op) => self.request_arrives(at, op)?,
+            Happening::Watch { client, stream, whim } => self.whim_arrives(at, client, stream, whim),
+            Happening::Wait { client, request } => self.wait_arrives(at, client, request)?,
+            Happening::Watchers => self.feed_watchers(at, false)?,
         }
         if let Some((after_us, happening)) = next {
             self.plan(at, after_us, happening);
@@ -244,6 +277,7 @@ impl Cluster {
                 let fail = Happening::Answer(Box::new(move || question.fail()));
                 self.agenda.at(self.now_us + 300, Event::At(seat, life, fail));
             }
+            Happening::Watch { client, stream, .. } => self.lose_stream(client, stream),
             _ => {}
         }
     }
@@ -282,11 +316,14 @@ impl Cluster {
             for outgoing in tray.outgoing {
                 self.send(at, outgoing);
             }
+            self.check_members(at)?;
             let delivered = self.deliveries(at)?;
             if !polled && !delivered {
                 break;
             }
         }
+        self.plan_watchers(at);
+        self.tell_waiters(at);
         self.after_turn(at)
     }
 
@@ -295,7 +332,7 @@ impl Cluster {
         let seat = &mut self.seats[at];
         let Some(running) = &mut seat.running else { return Ok(()) };
         if running.api.leader() == seat.id && seat.id != 0 {
-            self.ledger.leads(seat.id, running.api.term())?;
+            self.ledger.leads(seat.id, running.api.term(), now_us)?;
         }
         if seat.disk.is_off() {
             self.end(at, End::PowerLost);
@@ -344,7 +381,12 @@ impl Cluster {
 }
 
 /// A member that is asked while another starts.
-struct Directory<'a>(&'a [Seat]);
+struct Directory<'a> {
+    seats: &'a [Seat],
+    network: &'a Network,
+    from: usize,
+    now_us: u64,
+}
 
 impl Neighbours for Directory<'_> {
     fn members(&self, url: &str, _: std::time::Duration) -> Result<peer::Members, String> {
@@ -366,7 +408,9 @@ impl Neighbours for Directory<'_> {
 
 impl Directory<'_> {
     fn running(&self, url: &str) -> Result<&Running, String> {
-        let seat = self.0.iter().find(|seat| url_of(&seat.flags.name) == url);
-        seat.and_then(|seat| seat.running.as_ref()).ok_or_else(|| "connection refused".to_owned())
+        let at = self.seats.iter().position(|seat| url_of(&seat.flags.name) == url);
+        let reached = at.filter(|at| self.network.is_open(self.from, *at) && self.network.is_open(*at, self.from));
+        let seat = reached.map(|at| &self.seats[at]).filter(|seat| seat.frozen_until_us <= self.now_us);
+        seat.and_then(|seat| seat.running.as_ref()).ok_or_else(|| "it cannot be reached".to_owned())
     }
 }

@@ -1,16 +1,19 @@
 //! The world: machines, the network between them, clients, and time.
 //!
 //! Here is what there is, and how time passes. What happens to it is told by concern: [`machines`] (processes and their
-//! turns), [`fate`] (what goes wrong), [`delivery`] (what members say to each other), [`clients`] (what clients ask) and
-//! [`checks`] (what must be true).
+//! turns), [`fate`] (what goes wrong), [`operator`] (who runs the cluster), [`delivery`] (what members say to each other),
+//! [`clients`] (what clients ask), [`watching`] and [`waiting`] (what they are shown) and [`checks`] (what must be true).
 
 mod checks;
 mod clients;
 mod delivery;
 mod fate;
 mod machines;
+mod operator;
+mod waiting;
+mod watching;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::Waker;
@@ -20,6 +23,7 @@ use api::mailbox::{Mailbox, Ticket};
 use disk::MemDisk;
 use peer::Local;
 use server::simulated::{Flags, SimulatedMember};
+use state::watch::StreamId;
 
 use crate::agenda::{Agenda, Event};
 use crate::client::{Client, Op, Outcome};
@@ -31,6 +35,12 @@ use crate::random::Random;
 use crate::tasks::Tasks;
 use crate::trace::Trace;
 use crate::workload::Workload;
+use operator::Operator;
+pub use operator::Wish;
+pub use waiting::Told;
+use waiting::{Wait, Waiter};
+pub use watching::Whim;
+use watching::{Desk, Watcher};
 
 /// A machine's place in the world: its disk outlives its process.
 struct Seat {
@@ -58,6 +68,25 @@ struct Seat {
     retired: bool,
 }
 
+impl Seat {
+    /// A machine with an empty disk.
+    fn new(flags: Flags, boot_us: u64) -> Self {
+        Self {
+            flags,
+            disk: MemDisk::new(),
+            running: None,
+            life: 0,
+            frozen_until_us: 0,
+            stalled_until_us: 0,
+            id: 0,
+            boot_us,
+            drift: 0,
+            refused: None,
+            retired: false,
+        }
+    }
+}
+
 /// A running process.
 struct Running {
     /// The member.
@@ -71,12 +100,20 @@ struct Running {
     sleepers: Vec<(u64, Waker)>,
     mailbox: Arc<Mailbox>,
     pending: BTreeMap<Ticket, Op>,
+    /// What the operator has asked for.
+    orders: BTreeSet<Ticket>,
+    /// Since which entry the members that it was last seen to have are members.
+    epoch: Option<u64>,
+    /// The newest revision that it has shown to a reader.
+    read_revision: i64,
     next_ticket: Ticket,
     log_planned: bool,
     /// When the apply thread's next turn is planned, if one is.
     apply_planned_us: Option<u64>,
     spare_planned: bool,
     timers_planned_us: Option<u64>,
+    desk: Desk,
+    waits: Vec<Wait>,
 }
 
 /// How a process ends.
@@ -95,7 +132,7 @@ pub enum End {
 pub struct Tally {
     /// Operations that clients began.
     pub asked: u64,
-    /// Those that were answered.
+    /// Those that were done.
     pub answered: u64,
     /// Those whose outcome nobody knows.
     pub lost: u64,
@@ -105,6 +142,8 @@ pub struct Tally {
     pub ends: u64,
     /// Members that stopped because of their disks.
     pub disk_failures: u64,
+    /// Messages that watchers got.
+    pub watched: u64,
     /// Snapshots that were delivered.
     pub snapshots: u64,
     /// Troubles of all kinds.
@@ -131,7 +170,12 @@ pub struct Cluster {
     pub tally: Tally,
     /// How this world is.
     pub settings: Settings,
+    operator: Operator,
     clients: Vec<Client>,
+    watchers: Vec<Watcher>,
+    waiters: Vec<Waiter>,
+    /// The newest stream of watches.
+    last_stream: StreamId,
     workload: Workload,
     /// The newest index of the log that any client has been told of.
     floor: u64,
@@ -153,6 +197,12 @@ fn url_of(name: &str) -> String {
     format!("http://{name}:2380")
 }
 
+/// The name of the member that listens there.
+fn name_of(urls: &[String]) -> String {
+    let host = urls.first().and_then(|url| url.strip_prefix("http://")?.strip_suffix(":2380"));
+    host.unwrap_or_default().to_owned()
+}
+
 /// The directory of a member's data.
 pub fn data_dir() -> PathBuf {
     PathBuf::from("/data")
@@ -163,36 +213,38 @@ impl Cluster {
     pub fn new(settings: Settings, mut random: Random) -> Self {
         let names: Vec<String> = (0..settings.members).map(|number| format!("m{number}")).collect();
         let initial: Vec<(String, Vec<String>)> = names.iter().map(|name| (name.clone(), vec![url_of(name)])).collect();
-        let seats = names.iter().map(|name| Seat {
-            flags: settings.flags(name, initial.clone(), false),
-            disk: MemDisk::new(),
-            running: None,
-            life: 0,
-            frozen_until_us: 0,
-            stalled_until_us: 0,
-            id: 0,
-            boot_us: random.below(1_000_000_000),
-            drift: 0,
-            refused: None,
-            retired: false,
-        });
-        let seats = seats.collect();
+        let seat = |name: &String| Seat::new(settings.flags(name, initial.clone(), false), random.below(1_000_000_000));
+        let seats = names.iter().map(seat).collect();
         let clients = (0..settings.clients).map(|_| Client::default()).collect();
+        let mut workload = Workload::new(random.fork(), settings.speaks_v2);
+        let waiters = if settings.speaks_v2 { settings.watchers } else { 0 };
+        let waiters = (0..waiters).map(|_| Waiter::new(workload.wait())).collect();
+        let watchers = (0..settings.watchers).map(|_| Watcher::default()).collect();
         Self {
             now_us: 0,
             agenda: Agenda::default(),
             seats,
             network: Network::new(random.fork()),
-            ledger: Ledger::new(settings.min_lease_ttl()),
+            ledger: Ledger::new(settings.min_lease_ttl(), settings.quota_bytes > 0),
             trace: Trace::default(),
             tally: Tally::default(),
-            workload: Workload::new(random.fork()),
+            workload,
             random,
+            operator: Operator::default(),
             clients,
+            watchers,
+            waiters,
+            last_stream: 0,
             floor: 0,
             asking: true,
             settings,
         }
+    }
+
+    /// Any machine that takes part.
+    fn any_machine(&mut self) -> usize {
+        let present: Vec<usize> = (0..self.seats.len()).filter(|at| !self.seats[*at].retired).collect();
+        self.random.pick(&present).copied().unwrap_or(0)
     }
 
     /// Switches everything on.
@@ -204,6 +256,13 @@ impl Cluster {
             let at = self.now_us + self.random.below(1_000_000);
             self.agenda.at(at, Event::Client(client));
         }
+        for watcher in 0..self.watchers.len() {
+            self.later(1_000_000, Event::Watch(watcher));
+        }
+        for waiter in 0..self.waiters.len() {
+            self.later(1_000_000, Event::WaitOver(waiter, 0));
+        }
+        self.look_later();
         Ok(())
     }
 
@@ -218,8 +277,14 @@ impl Cluster {
                 Event::Client(client) => self.ask(client),
                 Event::Answer(client, number, outcome) => self.answered(client, number, outcome)?,
                 Event::Patience(client, number) => self.answered(client, number, Outcome::Lost)?,
+                Event::Watch(watcher) => self.watch(watcher),
+                Event::Whim(watcher, stream) => self.fancy(watcher, stream),
+                Event::Watched(watcher, stream, items) => self.watched(watcher, stream, &items)?,
+                Event::WaitOver(waiter, request) => self.wait_is_over(waiter, request),
+                Event::Waited(waiter, request, told) => self.waited(waiter, request, told)?,
                 Event::Trouble => troubles(self, Trouble::Time),
                 Event::Over(number) => troubles(self, Trouble::Over(number)),
+                Event::Operator => self.operate()?,
                 Event::Restart(seat) => self.start(seat)?,
             }
         }
