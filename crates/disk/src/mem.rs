@@ -297,6 +297,22 @@ impl MemDisk {
         (result, images.collect())
     }
 
+    /// Overwrites bytes of a file behind everybody's back: a medium that forgets, or a write that was meant for another place.
+    /// Power cuts do not undo it. Only what is inside the file is changed.
+    ///
+    /// # Errors
+    /// There is no such file.
+    pub fn damage(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut shared = self.shared.lock();
+        let id = shared.tree.find(path)?;
+        let file = shared.tree.file_mut(id)?;
+        for content in [&mut file.current, &mut file.durable] {
+            let fits = content.len.saturating_sub(offset).min(bytes.len() as u64);
+            content.write_at(&bytes[..fits as usize], offset);
+        }
+        Ok(())
+    }
+
     /// Arms a fault.
     pub fn inject(&self, fault: Fault) {
         self.shared.lock().faults.push(fault);
@@ -1047,6 +1063,16 @@ mod tests {
         let mut buf = [0; 3];
         assert_eq!(file.read_at(&mut buf, 0).unwrap(), 3);
         assert!(file.read_at(&mut buf, 1).is_err());
+    }
+
+    #[test]
+    fn damage_is_there_for_everybody_and_for_ever() {
+        let (disk, file) = disk_with("/a", b"abcdef");
+        file.write_at(b"X", 0).unwrap();
+        disk.damage(Path::new("/a"), 4, b"???").unwrap();
+        assert_eq!(disk.read(Path::new("/a")).unwrap(), b"Xbcd??");
+        assert_eq!(disk.crash(Crash::LoseUnsynced).read(Path::new("/a")).unwrap(), b"abcd??");
+        assert!(disk.damage(Path::new("/b"), 0, b"?").is_err());
     }
 
     #[test]

@@ -219,6 +219,12 @@ impl Machine {
         self.inner.lock().peers.entry(id).or_insert_with(|| vec![url]);
     }
 
+    /// Whether it talks to this member, and messages get through.
+    pub fn reaches(&self, id: u64) -> bool {
+        let inner = self.inner.lock();
+        inner.peers.contains_key(&id) && inner.connected_us.contains_key(&id)
+    }
+
     /// Says whether messages to and from a member get through.
     pub fn set_connected(&self, id: u64, connected: bool) {
         let inner = &mut *self.inner.lock();

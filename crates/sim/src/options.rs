@@ -81,6 +81,9 @@ fn number(text: &str) -> Result<u64, String> {
     text.parse().map_err(|error| format!("{text}: {error}"))
 }
 
+/// `--snapshot-count`: snapshots often, now and then, never.
+const SNAPSHOT_COUNTS: [u64; 3] = [50, 300, 10_000];
+
 /// What a seed makes of the options.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -106,6 +109,10 @@ pub struct Settings {
     pub disks_fail: bool,
     /// `--quota-backend-bytes`; 0 = plenty.
     pub quota_bytes: i64,
+    /// Whether disks go bad where nobody writes any more.
+    pub disks_rot: bool,
+    /// Whether members are started again with other flags.
+    pub retunes: bool,
     /// Whether members come and go.
     pub reconfigures: bool,
     /// Whether clients use the v2 API as well.
@@ -123,14 +130,21 @@ impl Settings {
             pause_us: *random.pick(&[20_000, 100_000, 400_000]).unwrap_or(&100_000),
             heartbeat_ms: 100,
             election_ms: 1_000,
-            snapshot_count: *random.pick(&[50, 300, 10_000]).unwrap_or(&300),
+            snapshot_count: *random.pick(&SNAPSHOT_COUNTS).unwrap_or(&300),
             snapshot_catchup_entries: *random.pick(&[5, 50, 5_000]).unwrap_or(&50),
             segment_bytes: *random.pick(&[32 << 10, 256 << 10, 8 << 20]).unwrap_or(&(256 << 10)),
             disks_fail: random.chance(500),
             quota_bytes: *random.pick(&[0, 0, 0, 100_000, 400_000]).unwrap_or(&0),
+            disks_rot: random.chance(300),
+            retunes: random.chance(300),
             reconfigures: random.chance(500),
             speaks_v2: random.chance(500),
         }
+    }
+
+    /// Draws another `--snapshot-count`.
+    pub fn draw_snapshot_count(&self, random: &mut Random) -> u64 {
+        random.pick(&SNAPSHOT_COUNTS).copied().unwrap_or(self.snapshot_count)
     }
 
     /// The least TTL of a lease, in seconds: one and a half election timeouts, rounded up.

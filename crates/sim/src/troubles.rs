@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use disk::mem::Fault;
 
 use crate::agenda::Event;
-use crate::cluster::{Cluster, End, Trouble, Wish};
+use crate::cluster::{Cluster, End, Rot, Trouble, Wish};
 use crate::network::Weather;
 use crate::options::Settings;
 use crate::random::Random;
@@ -51,9 +51,11 @@ enum Kind {
     Shrink,
     /// A disk is lost.
     Replace,
+    /// A disk goes bad where nobody writes any more.
+    Rot,
 }
 
-const KINDS: [Kind; 19] = [
+const KINDS: [Kind; 20] = [
     Kind::Kill,
     Kind::Stop,
     Kind::PowerLoss,
@@ -73,6 +75,7 @@ const KINDS: [Kind; 19] = [
     Kind::Grow,
     Kind::Shrink,
     Kind::Replace,
+    Kind::Rot,
 ];
 
 /// How something that lasts ends.
@@ -107,6 +110,7 @@ impl Troubles {
         for kind in KINDS {
             let may = match kind {
                 Kind::SyncFails | Kind::WriteFails | Kind::Full => settings.disks_fail,
+                Kind::Rot => settings.disks_rot,
                 Kind::Grow | Kind::Shrink | Kind::Replace => settings.reconfigures,
                 _ => true,
             };
@@ -240,6 +244,10 @@ impl Troubles {
             Kind::SetClock => {
                 let offset_us = self.random.below(7_200_000_000) as i64 - 3_600_000_000;
                 cluster.set_wall(at, offset_us);
+            }
+            Kind::Rot => {
+                let rot = *self.random.pick(&[Rot::Flip, Rot::Astray, Rot::Unreadable]).unwrap_or(&Rot::Flip);
+                cluster.rot(at, rot);
             }
             Kind::Grow => cluster.wish(Wish::Grow { learner: self.random.chance(500) }),
             Kind::Shrink => cluster.wish(Wish::Shrink { leader: self.random.chance(300) }),

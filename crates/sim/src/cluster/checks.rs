@@ -72,7 +72,7 @@ impl Cluster {
 
     /// Whether whoever runs the cluster has nothing left to do.
     pub fn is_as_wished(&self) -> bool {
-        self.operator.is_idle() && self.ledger.model.alarms().next().is_none()
+        self.operator.is_idle() && self.rotten.is_none() && self.ledger.model.alarms().next().is_none()
     }
 
     /// Whether everybody is settled and watchers have been shown everything.

@@ -1,11 +1,41 @@
 //! What goes wrong, as troubles want it.
 
-use disk::mem::Fault;
+use std::path::PathBuf;
 
-use super::{Cluster, End};
+use disk::mem::{Fault, SECTOR_BYTES};
+use disk::{Disk, MemDisk};
+
+use super::operator::Wish;
+use super::{Cluster, End, Seat, data_dir};
 use crate::agenda::Event;
 use crate::host::Drift;
 use crate::network::Weather;
+
+/// How a disk goes bad where nobody writes any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rot {
+    /// A bit flips.
+    Flip,
+    /// A sector is overwritten with another one of the file.
+    Astray,
+    /// A sector cannot be read.
+    Unreadable,
+}
+
+/// The files of a member that nobody writes to any more, and what they hold: all but the last of the log and of the store.
+fn sealed(disk: &MemDisk) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    for (dir, suffix) in [("wal", ".wal"), ("store", ".seg"), ("snap", ".snap")] {
+        let dir = data_dir().join("member").join(dir);
+        let names = disk.list(&dir).unwrap_or_default();
+        let mut names: Vec<String> = names.into_iter().filter(|name| name.ends_with(suffix)).collect();
+        names.sort_unstable();
+        names.pop();
+        let whole = names.into_iter().filter_map(|name| Some((dir.join(&name), disk.read(&dir.join(name)).ok()?)));
+        files.extend(whole.filter(|(_, bytes)| !bytes.is_empty()));
+    }
+    files
+}
 
 impl Cluster {
     /// How many machines there are, running or not.
@@ -51,7 +81,8 @@ impl Cluster {
     }
 
     /// Sets a machine's clock on the wall: so far from the truth.
-    pub fn set_wall(&self, at: usize, offset_us: i64) {
+    pub fn set_wall(&mut self, at: usize, offset_us: i64) {
+        self.seats[at].wall_offset_us = offset_us;
         if let Some(running) = &self.seats[at].running {
             running.machine.set_wall(offset_us);
         }
@@ -65,10 +96,51 @@ impl Cluster {
 
     /// Takes back the faults of a machine's disk that are still to come, unless it has no power.
     pub fn clear_faults(&self, at: usize) {
-        let disk = &self.seats[at].disk;
+        let Seat { disk, unreadable, .. } = &self.seats[at];
         if !disk.is_off() {
             disk.clear_faults();
+            // A bad sector stays bad.
+            unreadable.iter().for_each(|fault| disk.inject(fault.clone()));
         }
+    }
+
+    /// Damages a disk where everything is long safe, if that leaves most disks sound: one disk at a time goes bad, and no
+    /// other is given up meanwhile.
+    pub fn rot(&mut self, at: usize, rot: Rot) {
+        let at = self.rotten.unwrap_or(at);
+        let is_member = self.ledger.membership.members().contains_key(&self.seats[at].id);
+        if !is_member || self.ledger.membership.voters() < 3 || !self.operator.is_idle() || self.seats[at].disk.is_off()
+        {
+            return;
+        }
+        let disk = self.seats[at].disk.clone();
+        let Some((path, bytes)) = self.random.pick(&sealed(&disk)).cloned() else { return };
+        let offset = self.random.below(bytes.len() as u64);
+        self.say(format_args!("m{at}'s disk rots: {rot:?} in {} at {offset} of {}", path.display(), bytes.len()));
+        self.rotten = Some(at);
+        let from = (offset - offset % SECTOR_BYTES) as usize;
+        let sector = &bytes[from..bytes.len().min(from + SECTOR_BYTES as usize)];
+        let done = match rot {
+            Rot::Flip => disk.damage(&path, offset, &[bytes[offset as usize] ^ (1 << self.random.below(8))]),
+            Rot::Astray => {
+                let other = self.random.below(bytes.len() as u64);
+                disk.damage(&path, other - other % SECTOR_BYTES, sector)
+            }
+            Rot::Unreadable => {
+                let fault = Fault::ReadFails { path, offset };
+                self.seats[at].unreadable.push(fault.clone());
+                disk.inject(fault);
+                Ok(())
+            }
+        };
+        if let Err(error) = done {
+            self.say(format_args!("it does not: {error}"));
+        }
+    }
+
+    /// Whether a machine's disk may fail its member.
+    pub(super) fn may_fail(&self, at: usize) -> bool {
+        self.settings.disks_fail || self.rotten == Some(at)
     }
 
     /// Cuts ways, each from one machine to another.
@@ -102,5 +174,8 @@ impl Cluster {
             self.later(1, Event::Restart(at));
         }
         self.heal();
+        if self.rotten.is_some() {
+            self.wish(Wish::Replace { learner: false });
+        }
     }
 }

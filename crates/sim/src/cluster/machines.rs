@@ -45,10 +45,19 @@ impl Cluster {
             }
             self.seats[at].flags.initial_cluster = listed;
         }
+        if self.settings.retunes && self.seats[at].life > 0 {
+            // Whoever started it again has changed its flags.
+            let snapshot_count = self.settings.draw_snapshot_count(&mut self.random);
+            let flags = &mut self.seats[at].flags;
+            flags.snapshot_count = snapshot_count;
+            flags.heartbeat_ms = if self.random.chance(500) { 50 } else { 100 };
+        }
+        self.clear_faults(at);
         let seed = self.random.any();
         let now_us = self.now_us;
         let seat = &self.seats[at];
         let machine = Machine::new(now_us, seat.boot_us, seat.drift, seat.disk.clone());
+        machine.set_wall(seat.wall_offset_us);
         let card = Arc::new(Card(Arc::clone(&machine)));
         let disk: Arc<dyn Disk> = Arc::new(seat.disk.clone());
         let directory = Directory { seats: &self.seats, network: &self.network, from: at, now_us };
@@ -67,7 +76,7 @@ impl Cluster {
                 self.later(1_000_000, Event::Restart(at));
                 return Ok(());
             }
-            Err(error) if self.settings.disks_fail => {
+            Err(error) if self.may_fail(at) => {
                 // It may have met a fault of its disk. If not, the cluster will not recover, and this line says why.
                 self.trace.say(now_us, format_args!("m{at} cannot start: {error}"));
                 let damage = Crash::Random { seed: self.random.any() };
@@ -107,7 +116,7 @@ impl Cluster {
             desk,
             waits: Vec::new(),
         });
-        let phase = self.random.below(self.settings.heartbeat_ms * 1000);
+        let phase = self.random.below(self.seats[at].flags.heartbeat_ms * 1000);
         self.plan(at, phase, Happening::Tick);
         self.plan(at, phase / 2, Happening::Upkeep);
         self.connections();
@@ -190,13 +199,14 @@ impl Cluster {
             self.agenda.at(self.seats[at].frozen_until_us, Event::At(at, life, happening));
             return Ok(());
         }
+        let heartbeat_ms = self.seats[at].flags.heartbeat_ms;
         let Some(running) = &mut self.seats[at].running else { return Ok(()) };
         running.machine.advance(now_us);
         let mut next = None;
         match happening {
             Happening::Tick => {
                 running.member.tick();
-                let interval = running.machine.true_time(self.settings.heartbeat_ms * 1000);
+                let interval = running.machine.true_time(heartbeat_ms * 1000);
                 self.feed_watchers(at, true)?;
                 next = Some((interval, Happening::Tick));
             }
@@ -343,12 +353,11 @@ impl Cluster {
         if let Some(reason) = running.member.failure() {
             self.trace.say(now_us, format_args!("m{at} fails: {reason}"));
             self.tally.disk_failures += 1;
-            if !self.settings.disks_fail {
+            if !self.may_fail(at) {
                 return violation!("m{at} stopped on a disk without a fault: {reason}");
             }
             // A disk that failed to sync has dropped what it could not write; the machine is restarted.
             self.end(at, End::PowerLost);
-            self.seats[at].disk.clear_faults();
             let wait = self.random.around(2_000_000);
             self.agenda.at(now_us + wait, Event::Restart(at));
             return Ok(());

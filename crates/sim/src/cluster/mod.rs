@@ -21,6 +21,7 @@ use std::task::Waker;
 use api::Member;
 use api::mailbox::{Mailbox, Ticket};
 use disk::MemDisk;
+use disk::mem::Fault;
 use peer::Local;
 use server::simulated::{Flags, SimulatedMember};
 use state::watch::StreamId;
@@ -35,6 +36,7 @@ use crate::random::Random;
 use crate::tasks::Tasks;
 use crate::trace::Trace;
 use crate::workload::Workload;
+pub use fate::Rot;
 use operator::Operator;
 pub use operator::Wish;
 pub use waiting::Told;
@@ -60,10 +62,14 @@ struct Seat {
     id: u64,
     /// What its clock shows more than the true time.
     boot_us: u64,
+    /// What its clock on the wall is ahead of the truth.
+    wall_offset_us: i64,
     /// How wrong its clock runs.
     drift: Drift,
     /// Why the member last refused to start.
     refused: Option<String>,
+    /// Sectors that can never be read again.
+    unreadable: Vec<Fault>,
     /// Whether the machine takes part: one whose member was removed does not.
     retired: bool,
 }
@@ -82,6 +88,8 @@ impl Seat {
             boot_us,
             drift: 0,
             refused: None,
+            unreadable: Vec::new(),
+            wall_offset_us: 0,
             retired: false,
         }
     }
@@ -171,6 +179,8 @@ pub struct Cluster {
     /// How this world is.
     pub settings: Settings,
     operator: Operator,
+    /// The machine whose disk has gone bad.
+    rotten: Option<usize>,
     clients: Vec<Client>,
     watchers: Vec<Watcher>,
     waiters: Vec<Waiter>,
@@ -231,6 +241,7 @@ impl Cluster {
             workload,
             random,
             operator: Operator::default(),
+            rotten: None,
             clients,
             watchers,
             waiters,

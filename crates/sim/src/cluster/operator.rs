@@ -14,7 +14,7 @@ use proto::etcdserverpb::alarm_request::AlarmAction;
 use proto::etcdserverpb::{AlarmRequest, CompactionRequest, DeleteRangeRequest, InternalRaftRequest, RequestHeader};
 
 use super::{Cluster, End, Seat, url_of};
-use crate::agenda::Event;
+use crate::agenda::{Event, Happening};
 use crate::ledger::Violation;
 
 /// The most members that a cluster grows to.
@@ -74,6 +74,10 @@ impl Cluster {
         if !self.operator.is_idle() {
             return;
         }
+        if self.rotten.is_some() && !matches!(wish, Wish::Replace { .. }) {
+            // First things first.
+            return;
+        }
         let members = &self.ledger.membership.members();
         let voters = self.ledger.membership.voters();
         let has_learner = voters < members.len();
@@ -92,9 +96,12 @@ impl Cluster {
                     self.operator.steps.push_back(Step::Remove(id));
                 }
             }
-            Wish::Replace { learner } if has_room && voters > 2 && !(learner && has_learner) => {
-                let Some(id) = self.random.pick(&ids).copied() else { return };
-                let Some(seat) = self.seat_of(id) else { return };
+            Wish::Replace { learner }
+                if (has_room || self.rotten.is_some()) && voters > 2 && !(learner && has_learner) =>
+            {
+                let any = self.random.pick(&ids).and_then(|id| self.seat_of(*id));
+                let Some(seat) = self.rotten.take().or(any) else { return };
+                let id = self.seats[seat].id;
                 self.say(format_args!("m{seat}'s disk is lost"));
                 self.end(seat, End::PowerLost);
                 self.seats[seat].retired = true;
@@ -212,7 +219,7 @@ impl Cluster {
         self.settle(at)
     }
 
-    /// Switches off machines that were removed while they knew nobody who is still there: nobody can tell them.
+    /// Has machines that were removed learn of it; switches off those that know nobody who is still there to tell them.
     fn decommission(&mut self) {
         for at in 0..self.seats.len() {
             let seat = &self.seats[at];
@@ -223,6 +230,15 @@ impl Cluster {
             if !running.api.state().members().iter().any(|known| members.contains_key(&known.id)) {
                 self.end(at, End::Killed);
                 self.seats[at].retired = true;
+                continue;
+            }
+            // It goes on dialling those it knows, also when it has nothing to say to them, and they turn it away.
+            let turns_away = |other: &&Seat| {
+                let there = other.running.as_ref();
+                running.machine.reaches(other.id) && there.is_some_and(|there| there.link.is_removed(self.seats[at].id))
+            };
+            if let Some(by) = self.seats.iter().find(turns_away).map(|other| other.id) {
+                self.plan(at, 1_000, Happening::Removed(by));
             }
         }
     }

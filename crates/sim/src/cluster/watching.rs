@@ -235,6 +235,9 @@ impl Cluster {
         if self.watchers[number].stream != stream {
             return Ok(());
         }
+        // The disk may have been replaced since.
+        let seat = self.watchers[number].seat;
+        let may_fail = self.may_fail(seat) || self.seats[seat].retired;
         for item in items {
             self.trace.say(self.now_us, format_args!("w{number} {stream} {item:?}"));
             self.tally.watched += 1;
@@ -243,7 +246,7 @@ impl Cluster {
             let mut has_ended = false;
             for watch in watcher.watches.iter_mut().filter(|w| [-1, w.create.watch_id].contains(&item.watch_id)) {
                 let means = watch.take(item, model)?;
-                if means == Means::Broken && !self.settings.disks_fail {
+                if means == Means::Broken && !may_fail {
                     return violation!("a watch was ended on a disk without a fault: {item:?}");
                 }
                 has_ended |= matches!(item.kind, OutputKind::Canceled { .. });
