@@ -14,6 +14,10 @@ fn main() -> ExitCode {
     program("faults", settings, run)
 }
 
+/// Some of the watchers see the keys of the writers 3 to 8 only; where none of these writes, what they resume from gets
+/// compacted.
+const LEAST_WRITERS: usize = 5;
+
 /// What was typed, as settings.
 fn settings(arguments: &mut Arguments) -> Result<Settings, String> {
     let minutes: Option<u64> = arguments
@@ -21,6 +25,10 @@ fn settings(arguments: &mut Arguments) -> Result<Settings, String> {
         .map(|text| text.parse())
         .transpose()
         .map_err(|problem| format!("--minutes: {problem}"))?;
+    let writers = arguments.number("--writers", 16)?;
+    if writers < LEAST_WRITERS {
+        return Err(format!("--writers: at least {LEAST_WRITERS}"));
+    }
     let flags = arguments.text("--flags").unwrap_or_else(|| "--log-level=info".into());
     Ok(Settings {
         members: arguments.binaries("--members").unwrap_or_else(|| vec![ours(); 3]),
@@ -28,7 +36,7 @@ fn settings(arguments: &mut Arguments) -> Result<Settings, String> {
         rounds: arguments.number("--rounds", if minutes.is_some() { u32::MAX } else { 20 })?,
         time: minutes.map_or(Duration::MAX, |minutes| Duration::from_secs(60 * minutes)),
         seed: arguments.number("--seed", 1)?,
-        writers: arguments.number("--writers", 16)?,
+        writers,
         longest_fault: Duration::from_secs(arguments.number("--fault-seconds", 6)?),
         only: arguments.text("--only"),
         logs: arguments.text("--logs").map_or_else(std::env::temp_dir, Into::into),
