@@ -22,6 +22,8 @@ pub enum Happening {
     Upkeep,
     /// The thread that zeroes segments gets its turn.
     Spare,
+    /// It is not frozen any more.
+    Thaw,
     /// Somebody may have slept long enough.
     Timers,
     /// Work that takes long is done.

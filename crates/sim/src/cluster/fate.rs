@@ -7,7 +7,7 @@ use disk::{Disk, MemDisk};
 
 use super::operator::Wish;
 use super::{Cluster, End, Seat, data_dir};
-use crate::agenda::Event;
+use crate::agenda::{Event, Happening};
 use crate::host::Drift;
 use crate::network::Weather;
 
@@ -61,8 +61,11 @@ impl Cluster {
 
     /// Freezes a process for so long.
     pub fn freeze(&mut self, at: usize, time_us: u64) {
-        self.seats[at].frozen_until_us = self.now_us + time_us;
+        // Never less than before: what has come meanwhile waits for the first end, and nothing may overtake it.
+        let until_us = self.seats[at].frozen_until_us.max(self.now_us + time_us);
+        self.seats[at].frozen_until_us = until_us;
         self.connections();
+        self.plan(at, until_us - self.now_us, Happening::Thaw);
     }
 
     /// Has a disk hang for so long.
@@ -162,15 +165,12 @@ impl Cluster {
         self.network.weather = weather;
     }
 
-    /// Ends everything that goes wrong, and switches everything on.
+    /// Ends everything that goes wrong, and switches everything on; frozen processes thaw by themselves.
     pub fn calm(&mut self) {
         self.set_weather(Weather::fair());
         for at in 0..self.seats.len() {
             self.clear_faults(at);
-            let now_us = self.now_us;
-            let seat = &mut self.seats[at];
-            seat.stalled_until_us = 0;
-            seat.frozen_until_us = seat.frozen_until_us.min(now_us);
+            self.seats[at].stalled_until_us = 0;
             self.later(1, Event::Restart(at));
         }
         self.heal();

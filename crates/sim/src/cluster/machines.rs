@@ -231,6 +231,7 @@ impl Cluster {
                 running.spare_planned = false;
                 running.member.spare();
             }
+            Happening::Thaw => self.connections(),
             Happening::Timers => running.timers_planned_us = None,
             Happening::Work(work) => work(),
             Happening::Message { from, bytes } => {
