@@ -271,6 +271,12 @@ impl Node {
         self.phase.load(Ordering::Acquire) == READY
     }
 
+    /// Whether the member stops or has failed.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.phase.load(Ordering::Acquire) > READY
+    }
+
     /// Waits until `deadline`; `true` at once when the member stops or fails.
     pub(crate) fn is_stopping_by(&self, deadline: Instant) -> bool {
         let mut guard = self.phase_lock.lock();
