@@ -105,6 +105,8 @@ impl Cluster {
         if running.mailbox.poll_take(&mut deliveries, &mut context) == Poll::Pending {
             return Ok(false);
         }
+        // A member that stops answers all at once, in no order.
+        deliveries.sort_by_key(|delivery| delivery.ticket);
         let api = Arc::clone(&running.api);
         let mut answers = Vec::new();
         for Delivery { ticket, outcome } in deliveries {
