@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use http::HeaderValue;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use state::Error;
 
 /// A gRPC status code.
@@ -207,16 +208,8 @@ pub fn code(error: &Error) -> Code {
 
 /// `message` as a `grpc-message` trailer: every byte outside printable ASCII, and `%` itself, percent-encoded.
 pub(crate) fn message_header(message: &str) -> HeaderValue {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    let mut encoded = Vec::with_capacity(message.len());
-    for &byte in message.as_bytes() {
-        if (b' '..=b'~').contains(&byte) && byte != b'%' {
-            encoded.push(byte);
-        } else {
-            encoded.extend([b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
-        }
-    }
-    HeaderValue::from_bytes(&encoded).expect("only printable ASCII was pushed")
+    const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
+    HeaderValue::from_str(&utf8_percent_encode(message, ESCAPED).to_string()).expect("only printable ASCII is left")
 }
 
 #[cfg(test)]

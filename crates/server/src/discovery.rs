@@ -7,14 +7,17 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
-use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
 /// How long opening a connection, or an answer that does not wait for others, may take.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long a wait for other members goes on before it is begun again: a connection that is dead without knowing it
+/// must not hold up a member for ever.
+const WAIT: Duration = Duration::from_secs(60);
 /// The longest answer.
 const MAX_ANSWER_BYTES: u64 = 16 << 20;
 /// After the n-th failure in a row a server is asked again in 2^n seconds, with n no greater than this.
@@ -95,10 +98,13 @@ fn split(url: &str) -> Result<(String, String), DiscoveryError> {
     if scheme != "http" {
         return refuse(format!("discovery over {scheme} is not supported by this version: {url}"));
     }
-    let (host, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+    let (authority, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    // A query is not part of the token, in etcd either.
+    let path = rest.split(['?', '#']).next().unwrap_or_default();
     let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
     let server = if has_port { host.to_owned() } else { format!("{host}:80") };
-    if !path.bytes().all(|byte| byte.is_ascii_graphic()) || host.is_empty() {
+    if !host.bytes().chain(path.bytes()).all(|byte| byte.is_ascii_graphic()) || host.is_empty() {
         return refuse(format!("parse {url:?}: invalid character in URL"));
     }
     Ok((server, path.trim_end_matches('/').to_owned()))
@@ -157,9 +163,9 @@ impl Place {
 
     /// Who has registered so far. An error if others have taken all places.
     fn look(&self, own_name: &str) -> Result<Found, CallError> {
-        let size = self.call("GET", "/_config/size", None, Some(ANSWER))?;
+        let size = self.call("GET", "/_config/size", None, ANSWER)?;
         let size = size.node.value.parse().ok().filter(|size| *size > 0).ok_or(DiscoveryError::BadSize)?;
-        let listed = self.call("GET", "", None, Some(ANSWER))?;
+        let listed = self.call("GET", "", None, ANSWER)?;
         let mut members: Vec<Registered> = listed.node.nodes.into_iter().filter(|node| !node.dir).collect();
         members.sort_by_key(|node| node.created);
         members.truncate(size);
@@ -171,25 +177,26 @@ impl Place {
     }
 
     fn register(&self, own_name: &str, own: &str) -> Result<(), CallError> {
-        let form = format!("value={}", escaped(own));
-        match self.call("PUT", &format!("/{own_name}?prevExist=false"), Some(&form), Some(ANSWER)) {
+        let form = format!("value={}", utf8_percent_encode(own, NON_ALPHANUMERIC));
+        match self.call("PUT", &format!("/{own_name}?prevExist=false"), Some(&form), ANSWER) {
             Ok(_) => Ok(()),
             Err(CallError::Final(DiscoveryError::Refused { code: 105, .. })) => Err(DiscoveryError::DuplicateId.into()),
             Err(error) => Err(error),
         }
     }
 
-    /// Waits for the next change below the token.
+    /// Waits for the next change below the token, or until it is time to look again.
     fn wait(&self, since: u64) -> Result<(), CallError> {
-        match self.call("GET", &format!("?recursive=true&wait=true&waitIndex={since}"), None, None) {
+        match self.call("GET", &format!("?recursive=true&wait=true&waitIndex={since}"), None, WAIT) {
             // So much has happened that the history no longer knows; the next look shows what.
             Ok(_) | Err(CallError::Final(DiscoveryError::Refused { code: 401, .. })) => Ok(()),
+            Err(CallError::Away(error)) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(error) => Err(error),
         }
     }
 
     /// One request, on a connection of its own: HTTP/1.0, whose answers end with their connection.
-    fn call(&self, method: &str, path: &str, form: Option<&str>, limit: Option<Duration>) -> Result<Answer, CallError> {
+    fn call(&self, method: &str, path: &str, form: Option<&str>, limit: Duration) -> Result<Answer, CallError> {
         let at = self.proxy.as_ref().unwrap_or(&self.server);
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
         let mut connected = None;
@@ -203,7 +210,7 @@ impl Place {
             }
         }
         let mut socket = connected.ok_or(last)?;
-        socket.set_read_timeout(limit)?;
+        socket.set_read_timeout(Some(limit))?;
         socket.set_write_timeout(Some(ANSWER))?;
         let origin = if self.proxy.is_some() { format!("http://{}", self.server) } else { String::new() };
         let mut request = format!("{method} {origin}{}{path} HTTP/1.0\r\nHost: {}\r\n", self.token, self.server);
@@ -253,7 +260,7 @@ struct Registered {
 
 impl Registered {
     fn name(&self) -> &str {
-        Path::new(&self.key).file_name().and_then(|name| name.to_str()).unwrap_or_default()
+        self.key.rsplit('/').next().unwrap_or_default()
     }
 }
 
@@ -294,19 +301,6 @@ fn read(answer: &[u8]) -> Result<Answer, CallError> {
     Ok(Answer { node: body.node, index: index.unwrap_or(0) })
 }
 
-/// A text as a form carries it.
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -317,9 +311,11 @@ mod tests {
         assert_eq!((place.server.as_str(), place.token.as_str()), ("127.0.0.1:2379", "/v2/keys/reg/token"));
         let place = Place::parse("http://discovery.example/token", "proxy:3128").expect("a place");
         assert_eq!((place.server.as_str(), place.proxy.as_deref()), ("discovery.example:80", Some("proxy:3128")));
+        let place = Place::parse("http://user:secret@h:1/token?x=/y#z", "").expect("a place");
+        assert_eq!((place.server.as_str(), place.token.as_str()), ("h:1", "/token"));
         assert_eq!(Place::parse("://x", "").unwrap_err().to_string(), r#"parse "://x": missing protocol scheme"#);
         assert!(Place::parse("https://discovery.etcd.io/x", "").is_err());
-        assert!(Place::parse("http://h/a b", "").is_err());
+        assert!(["http://h/a b", "http://h\r\nx/a", "http:///a"].iter().all(|url| Place::parse(url, "").is_err()));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use state::lease::Renewal;
 use state::{Error, Reader};
 
 use crate::applier::{ApplyJob, Runner};
+use crate::config::duration::GoDuration;
 use crate::consensus::Event;
 use crate::drive::Core;
 use crate::host::{Host, Peers};
@@ -331,9 +332,8 @@ impl Node {
     pub(crate) fn propose_v2_sync(&self, term: u64) {
         let request = v2pb::Request {
             id: Some(self.ids.next()),
-            method: Some("SYNC".into()),
             time: Some(self.wall_clock_ns()),
-            ..Default::default()
+            ..state::v2::request("SYNC", "", "")
         };
         self.tell(Event::ProposeAsLeader(request.encode_to_vec().into(), term));
     }
@@ -470,11 +470,14 @@ impl Member for Node {
 
     fn self_stats(&self) -> SelfStats {
         let (received, sent) = self.peers.get().map(|peers| peers.append_rates()).unwrap_or_default();
+        let leader_since_ns = self.leader_since_ns.load(Ordering::Relaxed);
+        let led_ns = self.wall_clock_ns().saturating_sub(leader_since_ns);
         SelfStats {
             name: self.settings.attributes.name.clone(),
             started_ns: self.started_ns,
             leader: self.last_leader.load(Ordering::Relaxed),
-            leader_since_ns: self.leader_since_ns.load(Ordering::Relaxed),
+            leader_since_ns,
+            leader_uptime: GoDuration(Duration::from_nanos(u64::try_from(led_ns).unwrap_or(0))).to_string(),
             received: message_rate(received),
             sent: message_rate(sent),
         }

@@ -213,24 +213,8 @@ impl Node {
     }
 
     fn propose_v2(&self, path: &str, value: &str) {
-        let request = v2pb::Request {
-            id: Some(self.next_id()),
-            method: Some("PUT".into()),
-            path: Some(path.to_owned().into()),
-            val: Some(value.to_owned().into()),
-            dir: Some(false),
-            prev_value: Some(Default::default()),
-            prev_index: Some(0),
-            expiration: Some(0),
-            wait: Some(false),
-            since: Some(0),
-            recursive: Some(false),
-            sorted: Some(false),
-            quorum: Some(false),
-            time: Some(0),
-            stream: Some(false),
-            ..Default::default()
-        };
+        let request =
+            v2pb::Request { id: Some(self.next_id()), ..state::v2::request("PUT", path.to_owned(), value.to_owned()) };
         self.tell(Event::Propose(request.encode_to_vec().into()));
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
@@ -131,7 +132,7 @@ impl Generator {
         let known = self.known.get(path).cloned();
         let known = known.filter(|_| !self.once_in(4));
         if self.once_in(2) {
-            let value = known.as_ref().map(|known| escaped(&known.value));
+            let value = known.as_ref().map(|known| utf8_percent_encode(&known.value, NON_ALPHANUMERIC).to_string());
             parameters.push(("prevValue", value.unwrap_or_else(|| self.one_of(&VALUES).into())));
         }
         if self.once_in(2) {
@@ -241,17 +242,4 @@ impl Generator {
             self.known.insert(path.to_owned(), Known { modified, value: value.to_owned() });
         }
     }
-}
-
-/// A text as a form carries it.
-fn escaped(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
 }

@@ -178,24 +178,8 @@ async fn propose(
     dir: bool,
     prev_exist: Option<bool>,
 ) -> v2::Outcome {
-    let entry = v2pb::Request {
-        method: Some(method.to_owned()),
-        path: Some(format!("{}{resource}", v2::AUTH).into()),
-        val: Some(value.into()),
-        dir: Some(dir),
-        prev_value: Some(Default::default()),
-        prev_index: Some(0),
-        prev_exist,
-        expiration: Some(0),
-        wait: Some(false),
-        since: Some(0),
-        recursive: Some(false),
-        sorted: Some(false),
-        quorum: Some(false),
-        time: Some(now_ns()),
-        stream: Some(false),
-        ..Default::default()
-    };
+    let path = format!("{}{resource}", v2::AUTH);
+    let entry = v2pb::Request { dir: Some(dir), prev_exist, time: Some(now_ns()), ..v2::request(method, path, value) };
     keys::propose(worker, entry).await
 }
 

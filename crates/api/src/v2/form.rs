@@ -4,7 +4,7 @@ use http::Method;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use proto::v2pb;
-use state::v2::{Code, Error, KEYS};
+use state::v2::{self, Code, Error, KEYS};
 
 use super::unescape;
 
@@ -131,10 +131,6 @@ pub(super) fn parse(head: &Parts, key: &str, body: &[u8], now: i64) -> Result<Ke
     let method = if head.method == Method::GET && quorum { "QGET" } else { head.method.as_str() };
     let path = format!("{KEYS}/{}", key.trim_matches('/'));
     let entry = v2pb::Request {
-        id: None,
-        method: Some(method.to_owned()),
-        path: Some(path.trim_end_matches('/').to_owned().into()),
-        val: Some(value.to_vec().into()),
         dir: Some(dir),
         prev_value: Some(prev_value.unwrap_or_default().to_vec().into()),
         prev_index: Some(prev_index),
@@ -148,6 +144,7 @@ pub(super) fn parse(head: &Parts, key: &str, body: &[u8], now: i64) -> Result<Ke
         time: Some(now),
         stream: Some(stream),
         refresh,
+        ..v2::request(method, path.trim_end_matches('/').to_owned(), value.to_vec())
     };
     Ok(KeyRequest { entry, no_value_on_success })
 }

@@ -21,6 +21,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 pub(crate) use body::Body;
 pub use stats::{FollowerStats, MessageRate, SelfStats};
@@ -133,20 +134,29 @@ pub(crate) fn decode_path(path: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&decoded).into_owned())
 }
 
+/// What Go's URLs escape in a path.
+const NOT_IN_A_PATH: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~')
+    .remove(b'$')
+    .remove(b'&')
+    .remove(b'+')
+    .remove(b',')
+    .remove(b'/')
+    .remove(b':')
+    .remove(b';')
+    .remove(b'=')
+    .remove(b'@');
+
 /// Where a decoded path that is not in its shortest form, or lacks its last slash, leads to, with the query.
 pub(crate) fn clean_location(path: &str, query: Option<&str>) -> Option<String> {
     let clean = if path == "/v3" { "/v3/".into() } else { clean_path(path) };
     if clean == path {
         return None;
     }
-    let mut location = String::new();
-    for byte in clean.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_.~$&+,/:;=@".contains(&byte) {
-            location.push(char::from(byte));
-        } else {
-            location.push_str(&format!("%{byte:02X}"));
-        }
-    }
+    let mut location = utf8_percent_encode(&clean, NOT_IN_A_PATH).to_string();
     if let Some(query) = query {
         location.push('?');
         location.push_str(query);
@@ -154,16 +164,9 @@ pub(crate) fn clean_location(path: &str, query: Option<&str>) -> Option<String> 
     Some(location)
 }
 
+/// In its shortest form, but with the slash at its end.
 fn clean_path(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => drop(parts.pop()),
-            part => parts.push(part),
-        }
-    }
-    let mut clean = format!("/{}", parts.join("/"));
+    let mut clean = state::v2::clean(path);
     if path.ends_with('/') && clean != "/" {
         clean.push('/');
     }

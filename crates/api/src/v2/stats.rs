@@ -3,7 +3,7 @@
 use http::{Response, StatusCode};
 use serde_json::json;
 
-use super::{Body, json, message, now_ns};
+use super::{Body, json, message};
 use crate::worker::Worker;
 
 /// Appends to or from other members.
@@ -28,6 +28,8 @@ pub struct SelfStats {
     pub leader: u64,
     /// Since when that one leads, in nanoseconds since 1970.
     pub leader_since_ns: i64,
+    /// For how long, as Go writes a duration.
+    pub leader_uptime: String,
     /// What it received.
     pub received: MessageRate,
     /// What it sent.
@@ -48,36 +50,6 @@ pub struct FollowerStats {
     pub fail: u64,
     /// Messages that were.
     pub success: u64,
-}
-
-/// A duration as Go writes it.
-fn duration(nanoseconds: i64) -> String {
-    let ns = nanoseconds.max(0);
-    if ns < 1_000_000_000 {
-        let (unit, scale) = match ns {
-            0 => return "0s".into(),
-            1..1_000 => ("ns", 1),
-            1_000..1_000_000 => ("µs", 1_000),
-            _ => ("ms", 1_000_000),
-        };
-        return format!("{}{}{unit}", ns / scale, fraction(ns % scale, scale));
-    }
-    let (seconds, rest) = (ns / 1_000_000_000, ns % 1_000_000_000);
-    let (hours, minutes) = (seconds / 3_600, seconds / 60 % 60);
-    let tail = format!("{}{}s", seconds % 60, fraction(rest, 1_000_000_000));
-    match (hours, minutes) {
-        (0, 0) => tail,
-        (0, minutes) => format!("{minutes}m{tail}"),
-        (hours, minutes) => format!("{hours}h{minutes}m{tail}"),
-    }
-}
-
-fn fraction(rest: i64, scale: i64) -> String {
-    if rest == 0 {
-        return String::new();
-    }
-    let digits = (scale + rest).to_string();
-    format!(".{}", digits[1..].trim_end_matches('0'))
 }
 
 /// A number as Go writes it: whole ones without a point.
@@ -104,7 +76,7 @@ pub(super) fn own(worker: &Worker) -> Response<Body> {
         r#"{{"name":{},"id":"{own:x}","state":"{state}","startTime":"{}","leaderInfo":{{"leader":"{leader_id}","uptime":"{}","startTime":"{}"}}{}{}}}"#,
         json!(stats.name),
         state::v2::time(stats.started_ns),
-        duration(now_ns() - stats.leader_since_ns),
+        stats.leader_uptime,
         state::v2::time(stats.leader_since_ns),
         rates("recv", &stats.received),
         rates("send", &stats.sent),

@@ -35,6 +35,7 @@ pub use event::{Action, Event, Found, Node};
 pub use hub::Watch;
 pub use snapshot::Image;
 pub use stats::Counters;
+pub use tree::clean;
 
 use crate::Member;
 use crate::members::Attributes;
@@ -56,6 +57,30 @@ const VERSION: &str = "/0/version";
 /// A time in nanoseconds since 1970 as etcd writes it.
 pub fn time(nanoseconds: i64) -> String {
     json::time(nanoseconds)
+}
+
+/// A request as etcd writes it into the log: every field is there, also where it says nothing, but for `prev_exist` and
+/// `refresh`, which tell three states apart, and the ID, which whoever proposes it gives it.
+pub fn request(method: &str, path: impl Into<Bytes>, value: impl Into<Bytes>) -> v2pb::Request {
+    v2pb::Request {
+        id: None,
+        method: Some(method.to_owned()),
+        path: Some(path.into()),
+        val: Some(value.into()),
+        dir: Some(false),
+        prev_value: Some(Bytes::new()),
+        prev_index: Some(0),
+        prev_exist: None,
+        expiration: Some(0),
+        wait: Some(false),
+        since: Some(0),
+        recursive: Some(false),
+        sorted: Some(false),
+        quorum: Some(false),
+        time: Some(0),
+        stream: Some(false),
+        refresh: None,
+    }
 }
 
 /// What a request gave.
@@ -104,13 +129,13 @@ impl V2 {
 
     /// Whether there is a node; not counted.
     pub fn exists(&self, path: &str) -> bool {
-        self.tree.read().find(&tree::clean(path)).is_ok()
+        self.tree.read().find(&clean(path)).is_ok()
     }
 
     /// Begins to wait for events on `path`, or below it too if `recursive`. `since` 0 = from now on. What has happened
     /// already is found in the history. With `stream` there is no end to it, otherwise one event is.
     pub fn watch(&self, path: &str, recursive: bool, stream: bool, since: u64) -> Result<Watch, Error> {
-        Hub::watch(&self.hub, &tree::clean(path), recursive, stream, since)
+        Hub::watch(&self.hub, &clean(path), recursive, stream, since)
     }
 
     /// The newest index.

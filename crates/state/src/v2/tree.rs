@@ -75,8 +75,8 @@ impl Default for Tree {
     }
 }
 
-/// A path in its shortest form, beginning with a slash.
-pub(super) fn clean(path: &str) -> String {
+/// A path in its shortest form, beginning with a slash and without one at its end.
+pub fn clean(path: &str) -> String {
     let mut parts = Vec::new();
     for part in path.split('/') {
         match part {
