@@ -79,6 +79,10 @@ impl Local for Counter {
     fn promote(&self, _id: u64) -> BoxFuture<Result<Vec<u8>, PromoteError>> {
         Box::pin(async { Err(PromoteError::NotFound) })
     }
+    fn v2_digest(&self, _: u64) -> BoxFuture<Option<u64>> {
+        Box::pin(std::future::ready(None))
+    }
+
     fn hash_kv(&self, _revision: i64) -> BoxFuture<Result<HashKv, HashError>> {
         Box::pin(async { Err(HashError::Future) })
     }

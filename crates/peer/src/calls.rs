@@ -24,6 +24,9 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// How much of a refusal is kept.
 const MAX_REFUSAL_BYTES: usize = 4 << 10;
 
+/// Where a member says what its v2 tree was like. Not etcd's; one that is asked for it answers 404.
+pub(crate) const V2_DIGEST: &str = "/members/v2digest";
+
 /// Why a call brought nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
@@ -253,7 +256,7 @@ impl Caller {
         *request.body_mut() = Full::from(format!(r#"{{"revision":{revision}}}"#));
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(CLUSTER_ID, HeaderValue::try_from(format!("{cluster_id:x}")).map_err(malformed)?);
+        headers.insert(CLUSTER_ID, cluster_header(cluster_id)?);
         let answer: HashJson = from_json(&self.call(url, request).await?.1)?;
         Ok(HashKv {
             revision: answer.header.revision,
@@ -261,6 +264,20 @@ impl Caller {
             compact_revision: answer.compact_revision,
             hash_revision: answer.hash_revision,
         })
+    }
+
+    /// What users had in the v2 tree of the member at `url` after a log entry; see [`crate::Local::v2_digest`]. Status
+    /// 404: it is an etcd, which does not tell; 409: it does not know that any more, or not yet.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn v2_digest(&self, url: &str, cluster_id: u64, log_index: u64) -> Result<u64, CallError> {
+        let mut request = get(V2_DIGEST);
+        *request.uri_mut() = format!("{V2_DIGEST}?log_index={log_index}").try_into().map_err(malformed)?;
+        request.headers_mut().insert(CLUSTER_ID, cluster_header(cluster_id)?);
+        let (_, body) = self.call(url, request).await?;
+        let digits = std::str::from_utf8(&body).map_err(malformed)?;
+        u64::from_str_radix(digits, 16).map_err(malformed)
     }
 
     async fn call(
@@ -271,6 +288,10 @@ impl Caller {
         let url = PeerUrl::parse(url).ok_or_else(|| CallError::Url(url.to_owned()))?;
         timeout(self.timeout, exchange(&url, self.timeout, request)).await.map_err(|_| CallError::TimedOut)?
     }
+}
+
+fn cluster_header(cluster_id: u64) -> Result<HeaderValue, CallError> {
+    HeaderValue::try_from(format!("{cluster_id:x}")).map_err(malformed)
 }
 
 /// One request on a connection of its own.

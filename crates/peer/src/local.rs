@@ -143,6 +143,10 @@ pub trait Local: Send + Sync + 'static {
     /// The hash of all keys at a revision (0 = the newest).
     fn hash_kv(&self, revision: i64) -> BoxFuture<Result<crate::HashKv, HashError>>;
 
+    /// What users had in the v2 tree after a log entry, as a number that differs if anything of it does; none if this
+    /// member cannot tell. etcd does not ask that.
+    fn v2_digest(&self, log_index: u64) -> BoxFuture<Option<u64>>;
+
     /// Is a downgrade of the cluster under way? Answered after a linearizable check, as etcd does.
     fn downgrade_enabled(&self) -> BoxFuture<Result<bool, String>>;
 

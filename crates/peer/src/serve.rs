@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use crate::calls;
+use crate::calls::{self, V2_DIGEST};
 use crate::frame::{self, MAX_FRAME_BYTES};
 use crate::headers::{self, CLUSTER_ID, RAFT_TO, Refusal, SERVER_VERSION, answer, check_cluster, error};
 use crate::hub::{Hub, StreamKind, travels};
@@ -137,7 +137,7 @@ async fn respond(hub: Rc<Hub>, request: Request<Incoming>) -> Answer {
         "/raft/snapshot" if !is(Method::POST) => Ok(wrong_method(Some("POST"))),
         "/raft/snapshot" => with_cluster_id(&hub, snapshot(&hub, &head, body).await),
         "/raft/probing" => Ok(probe::respond()),
-        "/members" | "/version" | "/members/hashkv" | "/downgrade/enabled" if !is(Method::GET) => {
+        "/members" | "/version" | "/members/hashkv" | V2_DIGEST | "/downgrade/enabled" if !is(Method::GET) => {
             Ok(wrong_method(Some("GET")))
         }
         "/members" => {
@@ -147,6 +147,7 @@ async fn respond(hub: Rc<Hub>, request: Request<Incoming>) -> Answer {
         }
         "/version" => Ok(answer("application/json", hub.local.version())),
         "/members/hashkv" => hash_kv(&hub, &head, body).await,
+        V2_DIGEST => Ok(v2_digest(&hub, &head).await),
         "/downgrade/enabled" => with_cluster_id(&hub, Ok(downgrade_enabled(&hub).await)),
         "/leases" | "/leases/internal" if !is(Method::POST) => Ok(wrong_method(None)),
         "/leases" => Ok(renew_lease(&hub, &head, body).await),
@@ -368,6 +369,19 @@ async fn hash_kv(hub: &Hub, head: &Parts, body: Incoming) -> Answer {
         Ok(hash) => with_cluster_id(hub, Ok(answer("application/json", calls::hash_body(&hash)))),
         Err(failure @ (HashError::Compacted | HashError::Future)) => Ok(error(StatusCode::BAD_REQUEST, failure)),
         Err(failure @ HashError::Other(_)) => Ok(error(StatusCode::INTERNAL_SERVER_ERROR, failure)),
+    }
+}
+
+/// The query is `log_index=N`; the answer a number in hex.
+async fn v2_digest(hub: &Hub, head: &Parts) -> Response<Body> {
+    if headers::id(&head.headers, CLUSTER_ID) != Some(hub.config.cluster_id) {
+        return error(StatusCode::PRECONDITION_FAILED, headers::CLUSTER_MISMATCH);
+    }
+    let asked = head.uri.query().and_then(|query| query.strip_prefix("log_index=")?.parse().ok());
+    let Some(log_index) = asked else { return error(StatusCode::BAD_REQUEST, "no log index") };
+    match hub.local.v2_digest(log_index).await {
+        Some(digest) => answer("text/plain", format!("{digest:x}")),
+        None => error(StatusCode::CONFLICT, "not known any more, or not yet"),
     }
 }
 

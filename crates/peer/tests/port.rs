@@ -237,6 +237,12 @@ fn members_ask_one_another() {
     ] {
         assert_eq!(refusal(blocking(caller.hash_kv(url, cluster, revision))), (status, text.into()));
     }
+    assert_eq!(blocking(caller.v2_digest(url, CLUSTER, 3)).unwrap().unwrap(), 0xfedc_ba98_7654_3210);
+    for (cluster, log_index, status, text) in
+        [(CLUSTER, 99, 409, "not known any more, or not yet"), (CLUSTER + 1, 3, 412, "cluster ID mismatch")]
+    {
+        assert_eq!(refusal(blocking(caller.v2_digest(url, cluster, log_index))), (status, text.into()));
+    }
     assert!(matches!(blocking(caller.version("http://x")).unwrap(), Err(CallError::Url(_))));
     member.transport.stop();
     assert!(matches!(blocking(caller.version(url)).unwrap(), Err(CallError::Io(_))));

@@ -349,6 +349,10 @@ impl Local for Learner {
     fn promote(&self, id: u64) -> BoxFuture<Result<Vec<u8>, PromoteError>> {
         self.recorder.promote(id)
     }
+    fn v2_digest(&self, log_index: u64) -> BoxFuture<Option<u64>> {
+        self.recorder.v2_digest(log_index)
+    }
+
     fn hash_kv(&self, revision: i64) -> BoxFuture<Result<HashKv, HashError>> {
         self.recorder.hash_kv(revision)
     }
@@ -387,6 +391,8 @@ fn a_learner_follows_a_real_leader() {
     assert_eq!(refused.status(), Some(404));
     assert!(!blocking(caller.downgrade_enabled(&etcd.peer_url())).unwrap().unwrap(), "3.4 does not know the question");
     let hash = blocking(caller.hash_kv(&etcd.peer_url(), etcd.cluster_id, 0)).unwrap().unwrap();
+    let digest = blocking(caller.v2_digest(&etcd.peer_url(), etcd.cluster_id, 1)).unwrap();
+    assert_eq!(digest.unwrap_err().status(), Some(404), "it does not know the question, and that is all");
     assert!(hash.revision > 150);
 
     etcd.remove(id);

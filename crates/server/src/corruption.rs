@@ -9,12 +9,18 @@
 //! not compacted can be worked out at any time, and covers all that such a value covers; so that occasion only means that
 //! the comparison is due sooner.
 //!
+//! The v2 tree is compared as well, on the first two occasions: by a number that is kept up with every change, so that
+//! it is known what the tree was like at a log entry of the near past. Members that are real etcds do not tell (404), and
+//! where there is such a one, a difference among the others is logged, but raises no alarm: it would stop that member,
+//! too, whose tree nobody knows.
+//!
 //! Hashing reads everything. A member that serves gives it a quarter of one processor's time at most; one that does
 //! not serve yet has nobody to disturb.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use api::Member as _;
@@ -42,6 +48,10 @@ const MAX_REST: Duration = Duration::from_millis(50);
 const REACHABLE: Duration = Duration::from_secs(1);
 /// How long another member may take to hash everything, in the background and beside its other work.
 const HASHING: Duration = Duration::from_secs(600);
+/// How long a member may take to apply a log entry that another one has applied.
+const APPLYING: Duration = Duration::from_secs(1);
+/// Between two looks at it.
+const APPLYING_LOOK: Duration = Duration::from_millis(10);
 /// A comparison that met a compaction is made again at once, this often.
 const ATTEMPTS: usize = 3;
 
@@ -134,6 +144,103 @@ async fn hash_of(node: &Node, member: &Member, revision: i64, patience: Duration
     asked
 }
 
+/// What users had in the v2 tree after this entry of the log. A member that serves waits a moment for the entry.
+pub(crate) async fn v2_digest(node: &Node, log_index: u64) -> Option<u64> {
+    let until = tokio::time::Instant::now() + APPLYING;
+    while node.applied.load(Ordering::Acquire) < log_index {
+        if node.is_starting() || tokio::time::Instant::now() >= until {
+            return None;
+        }
+        tokio::time::sleep(APPLYING_LOOK).await;
+    }
+    node.state().v2().digest_at(log_index)
+}
+
+/// What another member said of its v2 tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum V2Asked {
+    Digest(u64),
+    /// It is a real etcd.
+    Etcd,
+    /// It is away, or does not know that of this log entry.
+    Nothing,
+}
+
+/// Asks another member for the digest of its v2 tree.
+async fn v2_digest_of(node: &Node, member: &Member, log_index: u64, patience: Duration) -> V2Asked {
+    let mut asked = V2Asked::Nothing;
+    for url in &member.peer_urls {
+        match Caller::new(patience).v2_digest(url, node.identity.cluster_id, log_index).await {
+            Ok(digest) => return V2Asked::Digest(digest),
+            Err(CallError::Refused { status: 404, .. }) => asked = V2Asked::Etcd,
+            Err(error) => tracing::debug!("remote-peer-endpoint" = url.as_str(), %error, "no digest of the v2 tree"),
+        }
+    }
+    asked
+}
+
+/// This member's v2 tree beside those of all others, which are asked one after the other. None if this member's own is
+/// not known.
+async fn compare_v2(node: &Node, others: &[Member], patience: Duration) -> Option<Compared> {
+    let log_index = node.applied.load(Ordering::Acquire);
+    let own = node.state().v2().digest_at(log_index)?;
+    let mut compared = Compared { own, others: Vec::new() };
+    for member in others {
+        compared.others.push((member.id, v2_digest_of(node, member, log_index, patience).await));
+    }
+    let differing = compared.differing();
+    if !differing.is_empty() {
+        tracing::error!(
+            "local-member-id" = %hex(node.identity.member_id),
+            "log-index" = log_index,
+            "local-member-digest" = %hex(own),
+            "peer-ids" = ?differing.iter().copied().map(hex).collect::<Vec<_>>(),
+            "found different v2 trees"
+        );
+    }
+    Some(compared)
+}
+
+/// The v2 trees of a cluster at one log entry.
+#[derive(Debug)]
+struct Compared {
+    own: u64,
+    others: Vec<(u64, V2Asked)>,
+}
+
+impl Compared {
+    /// The members whose tree is not this member's.
+    fn differing(&self) -> Vec<u64> {
+        let differs = |asked: &V2Asked| matches!(asked, V2Asked::Digest(digest) if *digest != self.own);
+        self.others.iter().filter(|(_, asked)| differs(asked)).map(|(id, _)| *id).collect()
+    }
+
+    /// The members to raise the alarm for, if `own` is this one.
+    fn corrupt(&self, own: u64) -> Vec<u64> {
+        if self.others.iter().any(|(_, asked)| *asked == V2Asked::Etcd) {
+            return Vec::new();
+        }
+        let mut by_digest = BTreeMap::from([(self.own, vec![own])]);
+        for (id, asked) in &self.others {
+            if let V2Asked::Digest(digest) = asked {
+                by_digest.entry(*digest).or_default().push(*id);
+            }
+        }
+        minority(&by_digest, self.others.len() + 1)
+    }
+}
+
+/// Who does not hold what most of all members hold; 0 if that is not clear.
+fn minority<H: Ord>(by_content: &BTreeMap<H, Vec<u64>>, members: usize) -> Vec<u64> {
+    if by_content.len() == 1 {
+        return Vec::new();
+    }
+    if !by_content.values().any(|ids| ids.len() > members / 2) {
+        return vec![0];
+    }
+    by_content.values().filter(|ids| ids.len() <= members / 2).flatten().copied().collect()
+}
+
 fn hex(id: u64) -> String {
     format!("{id:x}")
 }
@@ -156,6 +263,11 @@ pub(crate) async fn check_initially(node: &Arc<Node>) -> Result<(), Inconsistent
         probes.spawn(async move { is_comparable(&member).await.then_some(member) });
     }
     let reachable: Vec<Member> = probes.join_all().await.into_iter().flatten().collect();
+    if let Some(compared) = compare_v2(node, &reachable, patience).await
+        && !compared.differing().is_empty()
+    {
+        return Err(Inconsistent(own));
+    }
     let revision = node.state().revision();
     let mut asking: JoinSet<(Member, Asked)> = JoinSet::new();
     for member in reachable {
@@ -313,13 +425,15 @@ async fn compare_once(node: &Arc<Node>) -> Result<bool, Error> {
             ),
         }
     }
+    let v2 = compare_v2(node, &others, Duration::from_millis(node.settings.limits.request_timeout_ms)).await;
     // What the others have applied by now is committed, and after this this member has applied it too.
     ask(|reply| node.read_index(reply)).await?;
     if !node.is_leader() || node.term() != term {
         return Ok(false);
     }
     let found = judge(own, others.len() + 1, &hash, &answers, node.state().revision(), node.state().compact_revision());
-    for id in &found.corrupt {
+    let v2_corrupt = v2.map_or_else(Vec::new, |compared| compared.corrupt(own));
+    for id in found.corrupt.iter().chain(&v2_corrupt) {
         raise_alarm(node, *id);
     }
     tracing::info!(
@@ -402,31 +516,29 @@ fn judge(leader: u64, members: usize, own: &store::HashKv, answers: &[Theirs], r
             by_hash.entry(hash.hash).or_default().push(*id);
         }
     }
-    if by_hash.len() == 1 {
-        return found;
+    let wrong = minority(&by_hash, members);
+    if !wrong.is_empty() {
+        for (hash, ids) in by_hash.iter().filter(|(_, ids)| ids.len() <= members / 2) {
+            let peers: Vec<String> = ids.iter().map(|id| hex(*id)).collect();
+            tracing::error!(
+                "leader-id" = %hex(leader),
+                "leader-revision" = own.hash_revision,
+                "leader-compact-revision" = own.compact_revision,
+                "leader-hash" = own.hash,
+                "peer-ids" = ?peers,
+                "peer-hash" = *hash,
+                "quorum-exist" = wrong != [0],
+                "Detected hash mismatch"
+            );
+        }
     }
-    let majority = by_hash.iter().find(|(_, ids)| ids.len() > members / 2).map(|(hash, _)| *hash);
-    for (hash, ids) in by_hash.iter().filter(|(hash, _)| Some(**hash) != majority) {
-        let peers: Vec<String> = ids.iter().map(|id| hex(*id)).collect();
-        tracing::error!(
-            "leader-id" = %hex(leader),
-            "leader-revision" = own.hash_revision,
-            "leader-compact-revision" = own.compact_revision,
-            "leader-hash" = own.hash,
-            "peer-ids" = ?peers,
-            "peer-hash" = *hash,
-            "quorum-exist" = majority.is_some(),
-            "Detected hash mismatch"
-        );
-        found.corrupt.extend(ids.iter().filter(|_| majority.is_some()));
-    }
-    if majority.is_none() {
+    if wrong == [0] {
         tracing::error!(
             "leader-id" = %hex(leader),
             "cannot identify the corrupted members, so intentionally set the memberID as 0"
         );
-        found.corrupt.push(0);
     }
+    found.corrupt.extend(wrong);
     found
 }
 
@@ -476,6 +588,22 @@ mod tests {
         let mut ahead = answer(2, 7);
         ahead.hash.compact_revision = 4;
         assert_eq!(corrupt(3, &[ahead, answer(3, 7)]), [2]);
+    }
+
+    #[test]
+    fn a_v2_tree_is_judged_by_the_majority_unless_a_real_etcd_keeps_its_own_to_itself() {
+        use V2Asked::{Digest, Etcd, Nothing};
+        const NOBODY: [u64; 0] = [];
+        let corrupt = |others: &[V2Asked]| {
+            let others = (2..).zip(others.iter().copied()).collect();
+            Compared { own: 7, others }.corrupt(LEADER)
+        };
+        assert_eq!(corrupt(&[Digest(7), Digest(7)]), NOBODY);
+        assert_eq!(corrupt(&[Digest(7), Digest(8)]), [3]);
+        assert_eq!(corrupt(&[Digest(8), Digest(8)]), [LEADER]);
+        assert_eq!(corrupt(&[Nothing, Digest(8)]), [0]);
+        assert_eq!(corrupt(&[Nothing, Nothing]), NOBODY);
+        assert_eq!(corrupt(&[Etcd, Digest(8)]), NOBODY);
     }
 
     #[test]

@@ -193,6 +193,11 @@ impl Local for Link {
         })
     }
 
+    fn v2_digest(&self, log_index: u64) -> BoxFuture<Option<u64>> {
+        let node = Arc::clone(&self.0);
+        Box::pin(async move { crate::corruption::v2_digest(&node, log_index).await })
+    }
+
     fn hash_kv(&self, revision: i64) -> BoxFuture<Result<HashKv, HashError>> {
         let node = Arc::clone(&self.0);
         Box::pin(async move {

@@ -153,6 +153,7 @@ impl State {
         let alarms = Alarms::restore(&store)?;
         let mut writer = writer;
         let v2 = restore_v2(&store, &mut writer, &cluster)?;
+        v2.begin_digests(mark.index);
         let feed = Feed::new(&store);
         let quota_bytes = quota::limit(config.quota_bytes);
         let shared = Shared {
@@ -188,6 +189,7 @@ impl State {
             Entry::V3(request) => self.apply_request(&request)?,
             Entry::V2(request) => {
                 let result = self.apply_v2(&request)?;
+                self.shared.v2.note_digest(index);
                 Applied { request_id: request.id(), result, raise_no_space: false }
             }
         };

@@ -464,7 +464,7 @@ impl State {
             });
             shared.lessor.adopt(tables.lessor);
             (*cluster, *alarms) = (tables.cluster, tables.alarms);
-            shared.v2.replace(tables.v2);
+            shared.v2.replace(tables.v2, installed.mark.index);
         })?;
         self.advance(installed.mark.index, installed.mark.term);
         self.conf_state = installed.mark.conf_state.clone();

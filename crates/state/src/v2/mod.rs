@@ -14,6 +14,7 @@
 //! listed while it is changed is copied, one directory at a time. The hub is locked while an event is handed to those who
 //! wait for its key or one above it, and to begin and end a watch. The applying side takes hub, then tree.
 
+mod digest;
 mod error;
 mod event;
 mod hub;
@@ -103,6 +104,7 @@ pub struct V2 {
     tree: RwLock<Tree>,
     hub: Arc<Mutex<Hub>>,
     stats: Stats,
+    past: Mutex<digest::Past>,
     /// The newest time that a request carried, in nanoseconds since 1970.
     clock: AtomicI64,
 }
@@ -117,7 +119,13 @@ impl V2 {
     fn of(tree: Tree, hub: Hub, counters: Counters) -> Self {
         let stats = Stats::default();
         stats.replace(&counters);
-        Self { tree: RwLock::new(tree), hub: Arc::new(Mutex::new(hub)), stats, clock: AtomicI64::new(0) }
+        Self {
+            tree: RwLock::new(tree),
+            hub: Arc::new(Mutex::new(hub)),
+            stats,
+            past: Mutex::default(),
+            clock: AtomicI64::new(0),
+        }
     }
 
     /// Looks up a path. `now` is in nanoseconds since 1970; what is returned counts its seconds left from there.
@@ -151,6 +159,12 @@ impl V2 {
     /// The counters of `/v2/stats/store`.
     pub fn counters(&self) -> Counters {
         Counters { watchers: self.hub.lock().watchers(), ..self.stats.read() }
+    }
+
+    /// What users had in the tree after this log entry, which must have been applied: a number that is another one if
+    /// anything of it is. None if that is thousands of changes ago, or before this member's start.
+    pub fn digest_at(&self, log_index: u64) -> Option<u64> {
+        self.past.lock().at(log_index)
     }
 
     /// Everything, held still; cheap to take. Consistent if the applying side is kept out meanwhile.
@@ -328,13 +342,25 @@ impl V2 {
     /// the request has no effect here, as it has none there.
     fn note(&self, _outcome: Result<Arc<Event>, Error>) {}
 
-    /// Puts another tree, with its history, in the place of this one. Those who wait go on waiting.
-    pub(crate) fn replace(&self, other: V2) {
+    /// The entry that was just applied may have changed the tree.
+    pub(crate) fn note_digest(&self, log_index: u64) {
+        self.past.lock().note(log_index, self.tree.read().digest());
+    }
+
+    /// What the tree was like before this entry is not known.
+    pub(crate) fn begin_digests(&self, log_index: u64) {
+        self.past.lock().begin(log_index, self.tree.read().digest());
+    }
+
+    /// Puts another tree, with its history, in the place of this one. Those who wait go on waiting. `log_index` is the
+    /// last entry that is in it.
+    pub(crate) fn replace(&self, other: V2, log_index: u64) {
         let mut hub = self.hub.lock();
         let mut tree = self.tree.write();
         self.stats.replace(&other.stats.read());
         hub.take_history(&mut other.hub.lock());
         *tree = other.tree.into_inner();
+        self.past.lock().begin(log_index, tree.digest());
         self.clock.store(other.clock.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Ttl;
 use super::error::{Code, Error};
 use super::event::{Action, Content, Event, Found, Node, Stored};
+use super::{Ttl, digest};
 
 /// Components that a path may have: what is nested deeper could not be written and read again by everybody.
 pub(super) const MAX_DEPTH: usize = 128;
@@ -65,13 +65,15 @@ pub(super) struct Tree {
     pub(super) index: u64,
     /// What will expire, the oldest first.
     expiring: BTreeSet<(i64, String)>,
+    /// The sum of all nodes' digests.
+    digest: u64,
 }
 
 impl Default for Tree {
     fn default() -> Self {
         let dir = |children| Arc::new(Stored { created: 0, modified: 0, expires: 0, content: Content::Dir(children) });
         let tops = ["0", "1"].map(|name| (name.into(), dir(Children::new())));
-        Self { root: dir(Children::from(tops)), index: 0, expiring: BTreeSet::new() }
+        Self { root: dir(Children::from(tops)), index: 0, expiring: BTreeSet::new(), digest: 0 }
     }
 }
 
@@ -112,13 +114,18 @@ fn prefix(path: &str, n: usize) -> &str {
 impl Tree {
     /// A tree with this content; `root` must be a directory.
     pub(super) fn of(root: Arc<Stored>, index: u64) -> Self {
-        let mut expiring = BTreeSet::new();
-        note_expiries(&root, &mut String::new(), &mut expiring);
-        Self { root, index, expiring }
+        let mut all = Walked::default();
+        all.walk(&root, &mut String::new());
+        Self { root, index, expiring: all.expiring, digest: all.digest }
     }
 
     pub(super) fn root(&self) -> Arc<Stored> {
         self.root.clone()
+    }
+
+    /// See [`digest`].
+    pub(super) fn digest(&self) -> u64 {
+        self.digest
     }
 
     pub(super) fn has_ttls(&self) -> bool {
@@ -219,6 +226,7 @@ impl Tree {
             }
         }
         let old_expiry = old.map_or(0, |node| node.expires);
+        let mut sum = self.digest.wrapping_sub(old.map_or(0, |node| digest::of(path, node)));
         self.forget_expiry(old_expiry, path);
 
         let index = self.index + 1;
@@ -229,7 +237,9 @@ impl Tree {
             let child = children.entry(part.into()).or_insert_with(|| {
                 touched.push(prefix(path, depth + 1).to_owned());
                 let content = Content::Dir(Children::new());
-                Arc::new(Stored { created: index, modified: index, expires: 0, content })
+                let made = Stored { created: index, modified: index, expires: 0, content };
+                sum = sum.wrapping_add(digest::of(prefix(path, depth + 1), &made));
+                Arc::new(made)
             });
             node = Arc::make_mut(child);
         }
@@ -237,6 +247,7 @@ impl Tree {
         let content = if dir { Content::Dir(Children::new()) } else { Content::File(value) };
         let new = Stored { created: index, modified: index, expires, content };
         let shown = new.shown(path, ttl.now);
+        self.digest = sum.wrapping_add(digest::of(path, &new));
         children.insert(name.into(), Arc::new(new));
         self.note_expiry(expires, path);
         self.index = index;
@@ -280,13 +291,16 @@ impl Tree {
         let index = self.index + 1;
         let node = self.find_mut(&path);
         let prev = node.shown(&path, ttl.now);
+        let before = digest::of(&path, node);
         if let Content::File(old) = &mut node.content {
             *old = value;
             node.modified = index;
         }
         node.expires = ttl.expires;
+        let after = digest::of(&path, node);
         // A directory shows the new index but keeps its old one: etcd's way.
         let shown = Node { modified: index, ..node.shown(&path, ttl.now) };
+        self.digest = self.digest.wrapping_sub(before).wrapping_add(after);
         self.forget_expiry(prev.expires, &path);
         self.note_expiry(ttl.expires, &path);
         self.index = index;
@@ -336,13 +350,13 @@ impl Tree {
         let (parent, name) = split(&path);
         let Content::Dir(children) = &mut self.find_mut(parent).content else { unreachable!("{parent} has a child") };
         let Some(node) = children.remove(name) else { unreachable!("{path} was found before") };
-        let mut removed = Vec::new();
-        let mut expiries = BTreeSet::new();
-        note_expiries(&node, &mut path.clone(), &mut expiries);
-        for expiry in expiries {
-            self.expiring.remove(&expiry);
+        let mut gone = Walked::default();
+        gone.walk(&node, &mut path.clone());
+        for expiry in &gone.expiring {
+            self.expiring.remove(expiry);
         }
-        list(&node, &mut path.clone(), &mut removed);
+        self.digest = self.digest.wrapping_sub(gone.digest);
+        let removed = gone.paths;
         self.index += 1;
         let prev = node.shown(&path, now);
         let gone =
@@ -363,30 +377,31 @@ impl Tree {
     }
 }
 
-/// Collects what will expire at `path` and below; `path` of the root is empty.
-fn note_expiries(node: &Stored, path: &mut String, expiring: &mut BTreeSet<(i64, String)>) {
-    if node.expires != 0 {
-        expiring.insert((node.expires, path.clone()));
-    }
-    for (name, child) in node.children().into_iter().flatten() {
-        let length = path.len();
-        path.push('/');
-        path.push_str(name);
-        note_expiries(child, path, expiring);
-        path.truncate(length);
-    }
+/// What there is at a path and below.
+#[derive(Default)]
+struct Walked {
+    expiring: BTreeSet<(i64, String)>,
+    /// Children before their directory.
+    paths: Vec<String>,
+    digest: u64,
 }
 
-/// Collects the paths at `path` and below, children before their directory.
-fn list(node: &Stored, path: &mut String, paths: &mut Vec<String>) {
-    for (name, child) in node.children().into_iter().flatten() {
-        let length = path.len();
-        path.push('/');
-        path.push_str(name);
-        list(child, path, paths);
-        path.truncate(length);
+impl Walked {
+    /// `path` of the root is empty.
+    fn walk(&mut self, node: &Stored, path: &mut String) {
+        if node.expires != 0 {
+            self.expiring.insert((node.expires, path.clone()));
+        }
+        for (name, child) in node.children().into_iter().flatten() {
+            let length = path.len();
+            path.push('/');
+            path.push_str(name);
+            self.walk(child, path);
+            path.truncate(length);
+        }
+        self.paths.push(path.clone());
+        self.digest = self.digest.wrapping_add(digest::of(path, node));
     }
-    paths.push(path.clone());
 }
 
 /// Puts a node where its parent is a directory that is there already. Says whether it could.
