@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use keelson_tests::harness::{
     Binary, Cluster, Http, HttpReply, HttpRequest, OpenReply, Options, Server, Setup, ours, reference_with_v2,
 };
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
 /// How long members may take to agree.
@@ -326,4 +329,52 @@ async fn what_was_acknowledged_survives_kill_9() {
         }
     }
     assert!(acknowledged.len() > 100, "{} writes are no load", acknowledged.len());
+}
+
+/// Users are keys of the v2 tree. A name that leads out of their directory would name a key that anybody may have
+/// written: a user of his own making, with the password and the roles that he likes. etcd 3.4 lets him in.
+#[tokio::test]
+async fn nobody_becomes_a_user_by_writing_a_key() {
+    /// bcrypt of the password `known`.
+    const HASH: &str = "$2a$04$abcdefghijklmnopqrstuuges0.lCvw6dVHoVkOV0ih0Cvqc9/S82";
+    let cluster = start(vec![ours()], &[]);
+    let server = &cluster.servers()[0];
+    let ask_as = async |user: &str, method: &'static str, path: &str, body: Option<String>| {
+        let credentials = BASE64_STANDARD.encode(user);
+        let headers =
+            vec![("Authorization", format!("Basic {credentials}")), ("Content-Type", "application/json".into())];
+        let request = HttpRequest { headers, body, ..HttpRequest::new(method, path) };
+        Http::new(server.client_addr()).ask(&request).await.expect("an answer").status
+    };
+    for user in ["root", "a"] {
+        let body = json!({"user": user, "password": "known"}).to_string();
+        assert_eq!(ask_as("", "PUT", &format!("/v2/auth/users/{user}"), Some(body)).await, 201);
+    }
+    // Written while everybody may write everywhere.
+    let paths = ["/x", "/a/b", "/users/x", "/root/x"];
+    for path in paths {
+        let user = json!({"user": "root", "password": HASH, "roles": ["root"]}).to_string();
+        let form = format!("value={}", utf8_percent_encode(&user, NON_ALPHANUMERIC));
+        let set = HttpRequest::new("PUT", format!("/v2/keys{path}")).with_form(form);
+        let written = Http::new(server.client_addr()).ask(&set).await.expect("an answer");
+        assert_eq!(written.status, 201, "{written:?}");
+    }
+    assert_eq!(ask_as("root:known", "PUT", "/v2/auth/enable", None).await, 200);
+    assert_eq!(ask_as("root:known", "GET", "/v2/auth/users", None).await, 200);
+    assert_eq!(ask_as("root:wrong", "GET", "/v2/auth/users", None).await, 401);
+    for path in paths {
+        for name in [format!("../../1{path}"), format!("a/../../../1{path}"), format!("/../../1{path}")] {
+            assert_eq!(ask_as(&format!("{name}:known"), "GET", "/v2/auth/users", None).await, 401, "{name}");
+            assert_eq!(ask_as(&format!("{name}:known"), "PUT", "/v2/keys/y?value=1", None).await, 401, "{name}");
+        }
+    }
+    for name in ["a/b", "../x", "..", ".", "", "./root", "root/", "//root", "x/../root"] {
+        assert_eq!(ask_as(&format!("{name}:known"), "GET", "/v2/auth/users", None).await, 401, "{name:?}");
+    }
+    // Nor is a path made a user.
+    for (path, expected) in [("a%2Fb", 400), ("a/b", 400), ("..%2Fx", 301), ("%2E%2E/x", 301)] {
+        let body = json!({"user": "a/b", "password": "known"}).to_string();
+        let status = ask_as("root:known", "PUT", &format!("/v2/auth/users/{path}"), Some(body)).await;
+        assert_eq!(status, expected, "{path}");
+    }
 }

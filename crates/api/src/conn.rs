@@ -10,23 +10,18 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use h2::Ping;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::authority::Mender;
-use crate::grpc;
 use crate::ops::Port;
 use crate::worker::Worker;
+use crate::{grpc, http1};
 
 /// What an HTTP/2 client says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a client may take to say its first words.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long an HTTP/1.1 client may take to send its headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What a stream may receive before it must be read.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -47,13 +42,11 @@ where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let Ok(Ok((greeting, is_http2))) = timeout(GREETING_TIMEOUT, read_greeting(&mut io)).await else { return };
-    let io = Rewound { greeting, io };
-    // How a connection ends is the client's business and no news. Boxed, so that a connection that waits needs no room
-    // for what it is not doing.
+    // How a connection ends is the client's business and no news. In boxes, so that neither kind needs the other's room.
     if is_http2 {
-        let _ = Box::pin(serve_http2(io, &worker)).await;
+        let _ = Box::pin(serve_http2(Rewound { greeting, io }, &worker)).await;
     } else {
-        let _ = Box::pin(serve_http1(io, &worker, Port::Client)).await;
+        let _ = Box::pin(http1::serve(io, greeting, &worker, Port::Client)).await;
     }
 }
 
@@ -62,7 +55,7 @@ pub async fn serve_metrics<I>(io: I, worker: Rc<Worker>)
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let _ = serve_http1(io, &worker, Port::Metrics).await;
+    let _ = http1::serve(io, Bytes::new(), &worker, Port::Metrics).await;
 }
 
 /// Reads until it is clear whether the client speaks HTTP/2.
@@ -85,30 +78,8 @@ async fn read_greeting(io: &mut (impl AsyncRead + Unpin)) -> io::Result<(Bytes, 
     }
 }
 
-async fn serve_http1<I>(io: I, worker: &Rc<Worker>, port: Port) -> hyper::Result<()>
-where
-    I: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    // Boxed: the library keeps room for a request's work for as long as the connection lives, also while an answer's
-    // body waits for an event.
-    let service = service_fn(|request| Box::pin(crate::ops::serve_http1(worker.clone(), port, request)));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        // Names are free to differ in case, but scripts that grep for etcd's spelling should find it.
-        .title_case_headers(true)
-        .serve_connection(TokioIo::new(io), service);
-    let mut connection = std::pin::pin!(connection);
-    let mut closing = worker.shared.closing.clone();
-    tokio::select! {
-        result = connection.as_mut() => return result,
-        () = closed(&mut closing) => connection.as_mut().graceful_shutdown(),
-    }
-    connection.await
-}
-
 /// Waits until the process stops.
-async fn closed(closing: &mut tokio::sync::watch::Receiver<bool>) {
+pub(crate) async fn closed(mut closing: tokio::sync::watch::Receiver<bool>) {
     if closing.wait_for(|closing| *closing).await.is_err() {
         // Whoever would have told us is gone, so nobody wants us to stop.
         std::future::pending().await
@@ -140,8 +111,7 @@ where
     let mut connection = connection?;
 
     let mut keep_alive = KeepAlive::new(limits, &mut connection);
-    let mut closing = worker.shared.closing.clone();
-    let mut closing = std::pin::pin!(closed(&mut closing));
+    let mut closing = std::pin::pin!(closed(worker.shared.closing.clone()));
     let mut is_closing = false;
     let mut requests = Vec::with_capacity(REQUESTS_AT_ONCE);
     loop {

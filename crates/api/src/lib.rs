@@ -17,6 +17,7 @@
 mod authority;
 mod conn;
 pub mod grpc;
+mod http1;
 pub mod mailbox;
 pub mod member;
 pub mod metrics;

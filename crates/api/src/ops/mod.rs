@@ -3,7 +3,6 @@
 mod checks;
 mod gateway;
 
-use std::convert::Infallible;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -13,10 +12,10 @@ use http::header::{
     CONTENT_TYPE, HOST, ORIGIN,
 };
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use serde_json::json;
 
+use crate::http1::Payload;
 use crate::member::Member;
 use crate::metrics::file_descriptors;
 use crate::v2::{self, Body};
@@ -47,29 +46,24 @@ pub(crate) enum Port {
 }
 
 /// Answers a request over HTTP/1.1.
-pub(crate) async fn serve_http1(
-    worker: Rc<Worker>,
-    port: Port,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
-    let (head, body) = request.into_parts();
+pub(crate) async fn serve_http1(worker: &Rc<Worker>, port: Port, head: Parts, body: Payload) -> Response<Body> {
     if port != Port::Client {
-        return Ok(respond(&worker, port, &head).await.map(Body::whole));
+        return respond(worker, port, &head).await.map(Body::Whole);
     }
-    let Some(path) = v2::decode_path(head.uri.path()) else { return Ok(v2::bad_request()) };
+    let Some(path) = v2::decode_path(head.uri.path()) else { return v2::bad_request() };
     let options = &worker.shared.http;
-    if head.method != Method::OPTIONS && refuse_host(options, &head.uri, &head.headers).is_none() {
+    if head.method != Method::OPTIONS && options.refuse_host(&head.uri, &head.headers).is_none() {
         let answer = match v2::clean_location(&path, head.uri.query()) {
             Some(location) => Some(v2::redirect(&head.method, &location)),
-            None if options.v2 => v2::serve(&worker, &head, &path, body).await,
+            None if options.v2 => v2::serve(worker, &head, &path, body).await,
             None => None,
         };
         if let Some(mut response) = answer {
-            allow_origin(options, &head.headers, response.headers_mut());
-            return Ok(response);
+            options.allow_origin(&head.headers, response.headers_mut());
+            return response;
         }
     }
-    Ok(respond(&worker, port, &head).await.map(Body::whole))
+    respond(worker, port, &head).await.map(Body::Whole)
 }
 
 /// Answers a request over HTTP/2.
@@ -90,14 +84,14 @@ async fn respond(worker: &Rc<Worker>, port: Port, head: &Parts) -> Response<Byte
         return route(worker, port, &head.method, &head.uri).await;
     }
     let options = &worker.shared.http;
-    if let Some(refusal) = refuse_host(options, &head.uri, &head.headers) {
+    if let Some(refusal) = options.refuse_host(&head.uri, &head.headers) {
         return refusal;
     }
     let mut response = match head.method {
         Method::OPTIONS => empty(StatusCode::OK),
         _ => route(worker, port, &head.method, &head.uri).await,
     };
-    allow_origin(options, &head.headers, response.headers_mut());
+    options.allow_origin(&head.headers, response.headers_mut());
     response
 }
 
@@ -184,24 +178,41 @@ fn variables(worker: &Worker) -> Response<Bytes> {
 
 // --- who may ask ---
 
-/// Refuses a request that names us by a name we do not go by: a web page that rebinds its own name to our address
-/// would otherwise reach us through its visitors' browsers.
-fn refuse_host(options: &HttpOptions, uri: &Uri, headers: &HeaderMap) -> Option<Response<Bytes>> {
-    if options.host_whitelist.iter().any(|allowed| allowed == "*") {
-        return None;
+impl HttpOptions {
+    /// Refuses a request that names us by a name we do not go by: a web page that rebinds its own name to our address
+    /// would otherwise reach us through its visitors' browsers.
+    pub fn refuse_host(&self, uri: &Uri, headers: &HeaderMap) -> Option<Response<Bytes>> {
+        if self.host_whitelist.iter().any(|allowed| allowed == "*") {
+            return None;
+        }
+        let named = uri.host().or_else(|| headers.get(HOST)?.to_str().ok()).unwrap_or("");
+        let host = without_port(named);
+        if self.host_whitelist.iter().any(|allowed| allowed == host) {
+            return None;
+        }
+        let body = format!(
+            "\netcd received your request, but the Host header was unrecognized.\n\nTo fix this, choose one of the following \
+             options:\n- Enable TLS, then any HTTPS request will be allowed.\n- Add the hostname you want to use to the \
+             whitelist in settings.\n  - e.g. etcd --host-whitelist {host:?}\n\nThis requirement has been added to help \
+             prevent \"DNS Rebinding\" attacks (CVE-2018-5702).\n"
+        );
+        Some(text(StatusCode::MISDIRECTED_REQUEST, body))
     }
-    let named = uri.host().or_else(|| headers.get(HOST)?.to_str().ok()).unwrap_or("");
-    let host = without_port(named);
-    if options.host_whitelist.iter().any(|allowed| allowed == host) {
-        return None;
+
+    /// Tells browsers which pages' scripts may read this answer.
+    pub fn allow_origin(&self, request: &HeaderMap, response: &mut HeaderMap) {
+        let allowed = if self.cors.iter().any(|origin| origin == "*") {
+            HeaderValue::from_static("*")
+        } else {
+            match request.get(ORIGIN) {
+                Some(origin) if self.cors.iter().any(|allowed| origin == allowed) => origin.clone(),
+                _ => return,
+            }
+        };
+        response.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE"));
+        response.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
+        response.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("accept, content-type, authorization"));
     }
-    let body = format!(
-        "\netcd received your request, but the Host header was unrecognized.\n\nTo fix this, choose one of the following \
-         options:\n- Enable TLS, then any HTTPS request will be allowed.\n- Add the hostname you want to use to the \
-         whitelist in settings.\n  - e.g. etcd --host-whitelist {host:?}\n\nThis requirement has been added to help \
-         prevent \"DNS Rebinding\" attacks (CVE-2018-5702).\n"
-    );
-    Some(text(StatusCode::MISDIRECTED_REQUEST, body))
 }
 
 fn without_port(host: &str) -> &str {
@@ -211,20 +222,6 @@ fn without_port(host: &str) -> &str {
         }
         _ => host,
     }
-}
-
-fn allow_origin(options: &HttpOptions, request: &HeaderMap, response: &mut HeaderMap) {
-    let allowed = if options.cors.iter().any(|origin| origin == "*") {
-        HeaderValue::from_static("*")
-    } else {
-        match request.get(ORIGIN) {
-            Some(origin) if options.cors.iter().any(|allowed| origin == allowed) => origin.clone(),
-            _ => return,
-        }
-    };
-    response.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE"));
-    response.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
-    response.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("accept, content-type, authorization"));
 }
 
 // --- shapes ---

@@ -10,13 +10,13 @@ use base64::prelude::BASE64_STANDARD;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
-use hyper::body::Incoming;
 use proto::v2pb;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use state::v2::{self, Code, Found};
 
-use super::{Body, add_cluster_id, go_json, json, keys, message, now_ns, read_body, refuse_method};
+use super::{Body, add_cluster_id, go_json, json, keys, message, now_ns, refuse_method};
+use crate::http1::Payload;
 use crate::worker::Worker;
 
 const ROOT: &str = "root";
@@ -339,7 +339,7 @@ pub(super) fn no_rights() -> Response<Body> {
 // --- requests ---
 
 /// Answers a request for `/v2/auth` and below; none if there is no such path.
-pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, rest: &str, body: Incoming) -> Option<Response<Body>> {
+pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, rest: &str, body: Payload) -> Option<Response<Body>> {
     let method = &head.method;
     if rest == "/enable" {
         if let Some(refusal) = refuse_method(head, &["GET", "PUT", "DELETE"]) {
@@ -451,18 +451,18 @@ fn all_roles(worker: &Worker) -> Result<Response<Body>, Refusal> {
     Ok(shown(StatusCode::OK, &Roles { roles }))
 }
 
-async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Refusal> {
-    let bad = |_| Refusal::Plain(StatusCode::BAD_REQUEST, "Invalid JSON in request body.".into());
-    let body = read_body(body).await.map_err(bad)?;
+fn read<T: DeserializeOwned>(body: Payload) -> Result<T, Refusal> {
+    let bad = || Refusal::Plain(StatusCode::BAD_REQUEST, "Invalid JSON in request body.".into());
+    let body = body.map_err(|_| bad())?;
     // What follows the first value is of no interest to Go.
-    T::deserialize(&mut serde_json::Deserializer::from_slice(&body)).map_err(|error| bad(error.to_string()))
+    T::deserialize(&mut serde_json::Deserializer::from_slice(&body)).map_err(|_| bad())
 }
 
 fn plain<T>(text: &str) -> Result<T, Refusal> {
     Err(Refusal::Plain(StatusCode::BAD_REQUEST, text.to_owned()))
 }
 
-async fn one_user(worker: &Worker, method: &Method, name: &str, body: Incoming) -> Result<Response<Body>, Refusal> {
+async fn one_user(worker: &Worker, method: &Method, name: &str, body: Payload) -> Result<Response<Body>, Refusal> {
     let resource = format!("/users/{name}");
     match *method {
         Method::GET => {
@@ -471,7 +471,7 @@ async fn one_user(worker: &Worker, method: &Method, name: &str, body: Incoming) 
             Ok(shown(StatusCode::OK, &UserWithRoles { user, roles }))
         }
         Method::PUT => {
-            let asked: User = read(body).await?;
+            let asked: User = read(body)?;
             if asked.user != name {
                 return plain("User JSON name does not match the name in the URL");
             }
@@ -533,13 +533,13 @@ async fn update_user(worker: &Worker, resource: &str, asked: User) -> Result<Use
     Ok(new)
 }
 
-async fn one_role(worker: &Worker, method: &Method, name: &str, body: Incoming) -> Result<Response<Body>, Refusal> {
+async fn one_role(worker: &Worker, method: &Method, name: &str, body: Payload) -> Result<Response<Body>, Refusal> {
     let resource = format!("/roles/{name}");
     let root = || refuse(StatusCode::FORBIDDEN, format!("Cannot modify role {name}: is root role."));
     match *method {
         Method::GET => Ok(shown(StatusCode::OK, &role(worker, name)?)),
         Method::PUT => {
-            let asked: Role = read(body).await?;
+            let asked: Role = read(body)?;
             if asked.role != name {
                 return plain("Role JSON name does not match the name in the URL");
             }

@@ -6,17 +6,17 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
-use hyper::body::Incoming;
 use state::v2::{Answer, Code, Error, Event, Outcome};
 
 use super::auth;
 use super::form::{self, KeyRequest};
-use super::{Body, X_ETCD_INDEX, X_RAFT_INDEX, X_RAFT_TERM, add_cluster_id, json, now_ns, read_body};
+use super::{Body, Watching, X_ETCD_INDEX, X_RAFT_INDEX, X_RAFT_TERM, add_cluster_id, json, now_ns};
+use crate::http1::Payload;
 use crate::member::Answer as MemberAnswer;
 use crate::worker::{Worker, mismatched};
 
 /// Answers a request for `key`, which begins with a slash or is empty.
-pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, key: &str, body: Incoming) -> Response<Body> {
+pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, key: &str, body: Payload) -> Response<Body> {
     let mut response = match answer(worker, head, key, body).await {
         Ok(response) => response,
         Err(error) => refusal(&error),
@@ -25,12 +25,9 @@ pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, key: &str, body: In
     response
 }
 
-async fn answer(worker: &Rc<Worker>, head: &Parts, key: &str, body: Incoming) -> Result<Response<Body>, Error> {
-    let body = if form::has_form(head) {
-        read_body(body).await.map_err(|what| Error::new(Code::InvalidForm, what, 0))?
-    } else {
-        Bytes::new()
-    };
+async fn answer(worker: &Rc<Worker>, head: &Parts, key: &str, body: Payload) -> Result<Response<Body>, Error> {
+    let body =
+        if form::has_form(head) { body.map_err(|what| Error::new(Code::InvalidForm, what, 0))? } else { Bytes::new() };
     let now = now_ns();
     let KeyRequest { entry, no_value_on_success } = form::parse(head, key, &body, now)?;
     if !auth::may_access(worker, head, key, entry.recursive()).await {
@@ -42,8 +39,8 @@ async fn answer(worker: &Rc<Worker>, head: &Parts, key: &str, body: Incoming) ->
         if entry.wait() {
             let watch = v2.watch(&path, entry.recursive(), entry.stream(), entry.since())?;
             let index = watch.start_index;
-            let body = Body::watch(watch, entry.stream(), worker.shared.closing.clone());
-            let mut response = Response::new(body);
+            let watching = Box::new(Watching::new(watch, entry.stream()));
+            let mut response = Response::new(Body::Watch(watching));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             add_indexes(worker, index, &mut response);
             return Ok(response);

@@ -1,16 +1,16 @@
 //! `PUT /config/local/log`: how much this member tells of itself, until it is restarted.
 
 use http::{Response, StatusCode};
-use hyper::body::Incoming;
 use serde_json::Value;
 
-use super::{Body, go, message, read_body};
+use super::{Body, go, message};
+use crate::http1::Payload;
 use crate::member::LogLevel;
 use crate::worker::Worker;
 
-pub(super) async fn serve(worker: &Worker, body: Incoming) -> Response<Body> {
+pub(super) fn serve(worker: &Worker, body: Payload) -> Response<Body> {
     let bad = |text: &str| message(StatusCode::BAD_REQUEST, text);
-    let Some(name) = read_body(body).await.ok().and_then(|body| level_name(&body)) else {
+    let Some(name) = body.ok().and_then(|body| level_name(&body)) else {
         return bad("Invalid json body");
     };
     let Some(level) = level(&name.to_uppercase()) else {

@@ -5,12 +5,12 @@ use std::rc::Rc;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
-use hyper::body::Incoming;
 use serde::Serialize;
 use serde_json::Value;
 use state::Error;
 
-use super::{Body, add_cluster_id, auth, go, go_json, json, message, method_not_allowed, read_body};
+use super::{Body, add_cluster_id, auth, go, go_json, json, message, method_not_allowed};
+use crate::http1::Payload;
 use crate::member::{Answer, MemberChange};
 use crate::worker::Worker;
 
@@ -37,7 +37,7 @@ struct List {
 }
 
 /// Answers a request; `rest` is the path below.
-pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, rest: &str, body: Incoming) -> Response<Body> {
+pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, rest: &str, body: Payload) -> Response<Body> {
     let mut response = match head.method {
         Method::GET => show(worker, rest),
         _ if !auth::is_root(worker, head).await => return auth::no_rights(),
@@ -70,7 +70,7 @@ async fn change(
     worker: &Rc<Worker>,
     head: &Parts,
     rest: &str,
-    body: Incoming,
+    body: Payload,
 ) -> Result<Response<Body>, Response<Body>> {
     let done = || {
         let mut response = Response::new(Body::empty());
@@ -79,7 +79,7 @@ async fn change(
     };
     match head.method {
         Method::POST => {
-            let peer_urls = asked(head, body).await?;
+            let peer_urls = asked(head, body)?;
             let change = MemberChange::Add { peer_urls, is_learner: false };
             match worker.ask(|member, reply| member.change_membership(change, reply)).await {
                 Ok(Answer::Members { added: Some(added), .. }) => {
@@ -103,7 +103,7 @@ async fn change(
         }
         _ => {
             let id = id(rest).map_err(|refusal| *refusal)?;
-            let change = MemberChange::Update { id, peer_urls: asked(head, body).await? };
+            let change = MemberChange::Update { id, peer_urls: asked(head, body)? };
             match worker.ask(|member, reply| member.change_membership(change, reply)).await {
                 Ok(_) => Ok(done()),
                 Err(Error::MemberNotFound) => Err(unknown(&format!("{id:x}"))),
@@ -140,7 +140,7 @@ fn id(rest: &str) -> Result<u64, Box<Response<Body>>> {
 }
 
 /// The peer URLs in a request's body, sorted.
-async fn asked(head: &Parts, body: Incoming) -> Result<Vec<String>, Response<Body>> {
+fn asked(head: &Parts, body: Payload) -> Result<Vec<String>, Response<Body>> {
     let given = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let kind = match given.split_once(';') {
         Some((kind, _)) => kind.to_lowercase().trim().to_owned(),
@@ -151,7 +151,7 @@ async fn asked(head: &Parts, body: Incoming) -> Result<Vec<String>, Response<Bod
         return Err(message(StatusCode::UNSUPPORTED_MEDIA_TYPE, &text));
     }
     let bad = |text: String| message(StatusCode::BAD_REQUEST, &text);
-    let body = read_body(body).await.map_err(bad)?;
+    let body = body.map_err(|what| bad(what.to_owned()))?;
     let urls = peer_urls(&body).map_err(bad)?;
     if urls.is_empty() {
         return Err(bad("no valid URLs given".into()));

@@ -19,17 +19,13 @@ use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
-use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-pub(crate) use body::Body;
+pub(crate) use body::{Body, Watching};
 pub use stats::{FollowerStats, MessageRate, SelfStats};
 
+use crate::http1::Payload;
 use crate::worker::Worker;
-
-/// What a request's body may have; Go's own bound on forms.
-const MAX_BODY_BYTES: usize = 10 << 20;
 
 const X_ETCD_CLUSTER_ID: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
 const X_ETCD_INDEX: HeaderName = HeaderName::from_static("x-etcd-index");
@@ -42,12 +38,12 @@ fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
 }
 
 /// Answers a request to `path`, which has been decoded and cleaned; `None` if there is no such path.
-pub(crate) async fn serve(worker: &Rc<Worker>, head: &Parts, path: &str, body: Incoming) -> Option<Response<Body>> {
+pub(crate) async fn serve(worker: &Rc<Worker>, head: &Parts, path: &str, body: Payload) -> Option<Response<Body>> {
     // Not below /v2, but gone from etcd together with it.
     if path == "/config/local/log" {
         return Some(match refuse_method(head, &["PUT"]) {
             Some(refusal) => refusal,
-            None => log_level::serve(worker, body).await,
+            None => log_level::serve(worker, body),
         });
     }
     let rest = below(path, "/v2")?;
@@ -88,15 +84,6 @@ fn machines(worker: &Worker) -> Response<Body> {
 fn now_ns() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
-}
-
-/// Reads a whole body; the error says what went wrong in Go's words.
-async fn read_body(body: Incoming) -> Result<Bytes, String> {
-    match Limited::new(body, MAX_BODY_BYTES).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err("http: POST too large".into()),
-        Err(_) => Err("unexpected EOF".into()),
-    }
 }
 
 // --- paths ---
@@ -198,7 +185,7 @@ pub(crate) fn bad_request() -> Response<Body> {
 fn with_type(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
     let body = body.into();
     let length = HeaderValue::from(body.len());
-    let mut response = Response::new(Body::whole(body));
+    let mut response = Response::new(Body::Whole(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response.headers_mut().insert(CONTENT_LENGTH, length);

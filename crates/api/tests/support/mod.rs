@@ -94,6 +94,10 @@ impl Member for FakeMember {
         let _ = self.proposals.lock().expect("not poisoned").send((request, reply));
     }
 
+    fn propose_v2(&self, request: proto::v2pb::Request, reply: Reply) {
+        self.propose(InternalRaftRequest { v2: Some(request), ..Default::default() }, reply);
+    }
+
     fn read_index(&self, reply: Reply) {
         self.barriers.lock().expect("not poisoned").push(reply);
     }

@@ -1,9 +1,25 @@
 //! JSON as Go writes it, and times in it.
 
+/// Bytes that stand for themselves. Nearly all keys and values have no others; a character each costs ten times as much.
+const PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let mut byte = b' ';
+    while byte < 0x7f {
+        plain[byte as usize] = !matches!(byte, b'"' | b'\\' | b'<' | b'>' | b'&');
+        byte += 1;
+    }
+    plain
+};
+
 /// Appends a string. What could be taken for HTML or ends a line in JavaScript is escaped, as are bytes that are no
 /// UTF-8.
 pub(crate) fn string(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
+    if text.iter().all(|byte| PLAIN[usize::from(*byte)]) {
+        out.extend_from_slice(text);
+        out.push(b'"');
+        return;
+    }
     for chunk in text.utf8_chunks() {
         let valid = chunk.valid();
         let mut plain = 0;

@@ -36,7 +36,10 @@ impl Image {
 
     /// As etcd writes it.
     pub fn to_json(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(16 << 10);
+        // Grown from small beginnings it would be copied, and its pages given back, a dozen times.
+        let events: usize =
+            self.history.iter().map(|event| room(&event.node) + event.prev.as_ref().map_or(0, room)).sum();
+        let mut out = Vec::with_capacity(node_room(&self.root, 0) + events + (16 << 10));
         out.extend_from_slice(br#"{"Root":"#);
         write_node(&mut out, &self.root, &mut String::new());
         out.extend_from_slice(br#","WatcherHub":{"EventHistory":{"Queue":{"Events":["#);
@@ -68,6 +71,18 @@ impl Image {
         out.extend_from_slice(rest.as_bytes());
         out
     }
+}
+
+/// What an event's node takes, about.
+fn room(node: &Node) -> usize {
+    160 + node.key.len() + node.value.as_ref().map_or(0, Bytes::len)
+}
+
+/// What a node at a path of so many bytes takes with all below it, about.
+fn node_room(node: &Stored, path: usize) -> usize {
+    let below = node.children().into_iter().flatten();
+    let below = below.map(|(name, child)| name.len() + node_room(child, path + 1 + name.len()));
+    160 + path + node.value().len() + below.sum::<usize>()
 }
 
 fn write_node(out: &mut Vec<u8>, node: &Stored, path: &mut String) {
