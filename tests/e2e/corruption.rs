@@ -56,12 +56,13 @@ async fn alarm(cluster: &Cluster, member: usize) -> AlarmMember {
     }
 }
 
-/// Writes `wrong` in the place of `right`, which is as long, wherever it is stored, with a checksum that fits: damage that
+/// Writes `wrong` in the place of `right`, which is as long, wherever it is stored (in checkpoints as well), with a checksum that fits: damage that
 /// no checksum shows.
 fn damage(data_dir: &Path, right: &str, wrong: &str) {
     let store = data_dir.join("member/store");
     let files = std::fs::read_dir(&store).expect("the store's directory").map(|entry| entry.expect("a file").path());
-    let segments: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|kind| kind == "seg")).collect();
+    let segments: Vec<PathBuf> =
+        files.filter(|path| path.extension().is_some_and(|kind| kind == "seg" || kind == "idx")).collect();
     let mut found = 0;
     for path in segments {
         let mut bytes = std::fs::read(&path).expect("a segment");
