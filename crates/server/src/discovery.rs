@@ -161,18 +161,28 @@ impl Place {
         }
     }
 
+    /// The pairs of all founders, for somebody who is none of them.
+    pub(crate) fn founders(&self) -> Result<String, DiscoveryError> {
+        combine(&self.insistently("cluster status check", || self.registered())?)
+    }
+
     /// Who has registered so far. An error if others have taken all places.
     fn look(&self, own_name: &str) -> Result<Found, CallError> {
+        let found = self.registered()?;
+        if found.members.len() == found.size && !found.members.iter().any(|node| node.name() == own_name) {
+            return Err(DiscoveryError::Full.into());
+        }
+        Ok(found)
+    }
+
+    /// Who has registered so far.
+    fn registered(&self) -> Result<Found, CallError> {
         let size = self.call("GET", "/_config/size", None, ANSWER)?;
         let size = size.node.value.parse().ok().filter(|size| *size > 0).ok_or(DiscoveryError::BadSize)?;
         let listed = self.call("GET", "", None, ANSWER)?;
         let mut members: Vec<Registered> = listed.node.nodes.into_iter().filter(|node| !node.dir).collect();
         members.sort_by_key(|node| node.created);
         members.truncate(size);
-        let is_own = |node: &Registered| node.name() == own_name;
-        if members.len() == size && !members.iter().any(is_own) {
-            return Err(DiscoveryError::Full.into());
-        }
         Ok(Found { size, members, index: listed.index })
     }
 

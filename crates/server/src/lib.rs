@@ -21,6 +21,7 @@ mod member;
 mod membership;
 mod notify;
 mod peers;
+mod proxy;
 mod queue;
 mod run;
 #[cfg(feature = "simulation")]

@@ -17,7 +17,7 @@ use proto::membershippb;
 use crate::applier::{self, Applier, Runner};
 use crate::bootstrap::{self, BootError, Booted};
 use crate::compactor::{Compactor, Retention};
-use crate::config::{AutoCompaction, ClusterError, ClusterState, Config, Url, texts};
+use crate::config::{AutoCompaction, ClusterError, ClusterState, Config, ProxyMode, Url, texts};
 use crate::consensus::{Consensus, Event, Ticks};
 use crate::corruption::{self, Inconsistent};
 use crate::discovery::{self, DiscoveryError};
@@ -28,6 +28,7 @@ use crate::listen::{self, Bound, Purpose, Workers};
 use crate::log_writer::{self, LogJob};
 use crate::member::{Node, Settings};
 use crate::peers::{self, Link};
+use crate::proxy::{self, Proxy};
 use crate::upkeep::{self, Upkeep};
 use crate::versions;
 
@@ -87,6 +88,68 @@ pub fn run(config: Config) -> Result<Exit, StartError> {
     local.block_on(&runtime, live(config))
 }
 
+/// The peer URLs to begin with, if this is to be a proxy and no member: what the data directory is used for counts more
+/// than flags.
+async fn peers_of_proxy(config: &Config) -> Result<Option<Vec<String>>, StartError> {
+    let failed = |error: io::Error| StartError::Failed(format!("proxy: cannot read the cluster file: {error}"));
+    let (is_member, is_proxy) = (config.is_initialized(), config.data_dir.join("proxy").is_dir());
+    if is_member && is_proxy {
+        return Err(StartError::Failed("invalid datadir. Both member and proxy directories exist.".into()));
+    }
+    if is_member || (!is_proxy && config.proxy.mode == ProxyMode::Off) {
+        return Ok(None);
+    }
+    if let Some(known) = proxy::known(&config.data_dir).map_err(failed)? {
+        tracing::info!(peers = ?known, "proxy: using peer urls from cluster file");
+        return Ok(Some(known));
+    }
+    let members = if config.discovery.url.is_empty() {
+        config.other_members()?
+    } else {
+        let place = discovery::Place::parse(&config.discovery.url, &config.discovery.proxy)?;
+        let list = aside("discovery", move || place.founders()).await??;
+        Config { initial_cluster: list, ..config.clone() }.other_members()?
+    };
+    Ok(Some(members.values().flat_map(|urls| texts(urls)).collect()))
+}
+
+/// Runs something that may take for ever on a thread of its own, which is nothing that the end of the process waits for.
+async fn aside<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> Result<T, StartError> {
+    let (done, result) = tokio::sync::oneshot::channel();
+    let spawned = std::thread::Builder::new().name(name.into()).spawn(move || {
+        // Nobody listens any more once the process is told to stop.
+        drop(done.send(work()));
+    });
+    spawned.map_err(|source| StartError::System { what: "cannot start a thread", source })?;
+    result.await.map_err(|error| StartError::Failed(error.to_string()))
+}
+
+/// A proxy's whole life.
+async fn live_as_proxy(config: &Config, peer_urls: Vec<String>, signals: &mut Signals) -> Result<Exit, StartError> {
+    tracing::info!("proxy: this proxy supports v2 API only!");
+    let dir = config.data_dir.join("proxy");
+    let made = std::fs::create_dir_all(&dir).and_then(|()| {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700))
+    });
+    made.map_err(|source| StartError::System { what: "cannot make the proxy's directory", source })?;
+    tracing::info!(peers = ?peer_urls, "proxy: using peer urls");
+    let listeners = bind(&config.listen_client_urls, "v2 proxy started listening on client requests")?;
+    let proxy = Proxy::new(config, peer_urls);
+    tokio::select! {
+        () = proxy.ask() => {}
+        signal = signals.next() => return Ok(Exit::Signal(signal)),
+    }
+    tokio::task::spawn_local(Arc::clone(&proxy).keep_asking());
+    for listener in listeners {
+        let listener = tokio::net::TcpListener::from_std(listener)
+            .map_err(|source| StartError::System { what: "cannot listen", source })?;
+        tokio::task::spawn_local(Arc::clone(&proxy).accept(listener));
+    }
+    crate::notify::ready();
+    Ok(Exit::Signal(signals.next().await))
+}
+
 /// Name and peer URLs of every initial member: from the flags, or from the discovery service that they name.
 async fn founders(config: &Config) -> Result<BTreeMap<String, Vec<Url>>, StartError> {
     if config.discovery.url.is_empty() || config.is_initialized() {
@@ -96,26 +159,39 @@ async fn founders(config: &Config) -> Result<BTreeMap<String, Vec<Url>>, StartEr
     let urls = texts(&config.advertise_peer_urls);
     let id = state::members::member_id(&urls, config.cluster_token());
     let pairs: Vec<String> = urls.iter().map(|url| format!("{}={url}", config.name)).collect();
-    let (done, found) = tokio::sync::oneshot::channel();
-    // Waits for other members, perhaps for ever. A thread of its own is nothing that the end of the process waits for.
-    let spawned = std::thread::Builder::new().name("discovery".into()).spawn(move || {
-        // Nobody listens any more once the process is told to stop.
-        drop(done.send(place.join(id, &pairs.join(","))));
-    });
-    spawned.map_err(|source| StartError::System { what: "cannot start a thread", source })?;
-    let list = found.await.map_err(|error| StartError::Failed(error.to_string()))??;
+    let list = aside("discovery", move || place.join(id, &pairs.join(","))).await??;
     Ok(Config { initial_cluster: list, ..config.clone() }.initial_members()?)
 }
 
 async fn live(config: Config) -> Result<Exit, StartError> {
     let mut signals = Signals::new().map_err(|source| StartError::System { what: "cannot handle signals", source })?;
+    let peers = tokio::select! {
+        peers = peers_of_proxy(&config) => peers?,
+        signal = signals.next() => return Ok(Exit::Signal(signal)),
+    };
+    if let Some(peers) = peers {
+        return live_as_proxy(&config, peers, &mut signals).await;
+    }
     let for_peers = bind(&config.listen_peer_urls, "configuring peer listeners")?;
     let bound = bind_all(&config)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let founders = tokio::select! {
-        founders = founders(&config) => founders?,
+        founders = founders(&config) => founders,
         signal = signals.next() => return Ok(Exit::Signal(signal)),
     };
+    if matches!(founders, Err(StartError::Discovery(DiscoveryError::Full))) && config.discovery.falls_back {
+        tracing::info!("discovery cluster full, falling back to proxy");
+        // The addresses are bound anew, for the proxy.
+        drop((for_peers, bound));
+        let mut config = config;
+        config.proxy.mode = ProxyMode::On;
+        let peers = tokio::select! {
+            peers = peers_of_proxy(&config) => peers?,
+            signal = signals.next() => return Ok(Exit::Signal(signal)),
+        };
+        return live_as_proxy(&config, peers.unwrap_or_default(), &mut signals).await;
+    }
+    let founders = founders?;
     let plan = bootstrap::Plan {
         name: config.name.clone(),
         data_dir: config.data_dir.clone(),

@@ -4,7 +4,9 @@ use super::duration::{self, GoDuration};
 use super::flags::Typed;
 use super::notice::Notice;
 use super::url::{Scheme, Url, texts};
-use super::{AutoCompaction, ClusterState, Config, DEFAULT_INITIAL_CLUSTER, DEFAULT_NAME, Surroundings, TlsVersion};
+use super::{
+    AutoCompaction, ClusterState, Config, DEFAULT_INITIAL_CLUSTER, DEFAULT_NAME, ProxyMode, Surroundings, TlsVersion,
+};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -95,10 +97,6 @@ pub enum ConfigError {
     FeatureGates(String),
     #[error("enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint")]
     CheckpointPersist,
-    #[error("v2 proxy is deprecated, and --discovery-fallback can't be configured as \"proxy\"")]
-    DiscoveryFallback,
-    #[error("the v2 proxy is gone: --proxy={0:?} cannot be used; connect clients to the members, or run a gateway")]
-    Proxy(String),
     #[error("distributed tracing sampling rate must be positive")]
     SamplingRateNegative,
     #[error("distributed tracing sampling rate must be less than 1e6")]
@@ -196,7 +194,15 @@ pub(super) fn finish(
         return Err(ConfigError::HalfDiscovery);
     }
     timing(config)?;
-    if config.advertise_client_urls.is_empty() {
+    config.discovery.falls_back = typed.discovery_fallback == "proxy";
+    config.proxy.mode = match typed.proxy.as_str() {
+        "on" => ProxyMode::On,
+        "readonly" => ProxyMode::Readonly,
+        _ => ProxyMode::Off,
+    };
+    // A proxy advertises nothing.
+    let may_be_proxy = config.proxy.mode != ProxyMode::Off || config.discovery.falls_back;
+    if config.advertise_client_urls.is_empty() && !may_be_proxy {
         return Err(ConfigError::NoAdvertisedClientUrls);
     }
     config.auto_compaction = auto_compaction(&typed.auto_compaction_mode, &typed.auto_compaction_retention)?;
@@ -208,12 +214,6 @@ pub(super) fn finish(
     features(typed)?;
     let config = &mut typed.config;
     tls(config, &typed.tls_min_version, &typed.tls_max_version)?;
-    if typed.discovery_fallback == "proxy" {
-        return Err(ConfigError::DiscoveryFallback);
-    }
-    if !matches!(typed.proxy.as_str(), "" | "off") {
-        return Err(ConfigError::Proxy(typed.proxy.clone()));
-    }
     if !(4..=31).contains(&config.bcrypt_cost) {
         notices.push(Notice::BcryptCost(config.bcrypt_cost));
         config.bcrypt_cost = Config::default().bcrypt_cost;

@@ -55,6 +55,11 @@ impl Config {
         self.initial_members_with(&look_up)
     }
 
+    /// The members of the initial cluster, for somebody who is none of them.
+    pub(crate) fn other_members(&self) -> Result<BTreeMap<String, Vec<Url>>, ClusterError> {
+        parse(&self.initial_cluster)
+    }
+
     /// What the IDs of the members and of the cluster are made of, besides URLs: a cluster that finds itself at a discovery
     /// service has its URL there as the token.
     pub fn cluster_token(&self) -> &str {

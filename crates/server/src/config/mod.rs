@@ -138,6 +138,8 @@ settings! {
         auto_compaction: AutoCompaction = AutoCompaction::Off,
         /// `--discovery*`.
         discovery: Discovery = Discovery::default(),
+        /// `--proxy*`.
+        proxy: Proxy = Proxy::default(),
         /// `--enable-v2`. Off in etcd 3.4 and 3.5, gone since; on here, because its data and clients still exist.
         enable_v2: bool = true,
         /// `--downgrade-check-time`.
@@ -237,6 +239,8 @@ settings! {
         url: String = String::new(),
         /// `--discovery-proxy`.
         proxy: String = String::new(),
+        /// `--discovery-fallback`: becomes a proxy if the cluster has its members.
+        falls_back: bool = false,
         /// `--discovery-srv`.
         srv: String = String::new(),
         /// `--discovery-srv-name`.
@@ -267,6 +271,36 @@ settings! {
         user: String = String::new(),
         /// `--discovery-password`.
         password: String = String::new(),
+    }
+}
+
+/// Whether this is a member, or a proxy of the v2 API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyMode {
+    /// A member.
+    Off,
+    /// A proxy that passes reads on, and nothing else.
+    Readonly,
+    /// A proxy.
+    On,
+}
+
+settings! {
+    /// A proxy of the v2 API.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Proxy {
+        /// `--proxy`.
+        mode: ProxyMode = ProxyMode::Off,
+        /// `--proxy-failure-wait`: for so long an endpoint that did not answer is not asked.
+        failure_wait_ms: u64 = 5_000,
+        /// `--proxy-refresh-interval`: how often the members are asked who they are.
+        refresh_interval_ms: u64 = 30_000,
+        /// `--proxy-dial-timeout`, 0 = none.
+        dial_timeout_ms: u64 = 1_000,
+        /// `--proxy-write-timeout`, 0 = none.
+        write_timeout_ms: u64 = 5_000,
+        /// `--proxy-read-timeout`: for the beginning of an answer; 0 = none.
+        read_timeout_ms: u64 = 0,
     }
 }
 

@@ -253,11 +253,6 @@ fn what_does_not_work_is_refused_in_etcds_words() {
         ),
         (vec!["--feature-gates=Nope=true"], "unrecognized feature gate: Nope", Verify),
         (
-            vec!["--discovery-fallback=proxy"],
-            "v2 proxy is deprecated, and --discovery-fallback can't be configured as \"proxy\"",
-            Verify,
-        ),
-        (
             vec!["--listen-peer-urls=https://127.0.0.1:2380"],
             "cannot listen on TLS for 127.0.0.1:2380: KeyFile and CertFile are not presented",
             Start,
@@ -410,9 +405,13 @@ fn flags_of_older_versions_work_and_say_what_has_replaced_them() {
 }
 
 #[test]
-fn the_v2_proxy_is_refused() {
-    assert!(failure(load_with(&["--proxy=on"], &[], None)).0.contains("the v2 proxy is gone"));
-    assert_eq!(from_args(&["--proxy=off"]), from_args(&[]));
+fn a_proxy_of_the_v2_api_can_be_asked_for() {
+    for (text, mode) in [("on", ProxyMode::On), ("readonly", ProxyMode::Readonly), ("off", ProxyMode::Off)] {
+        assert_eq!(from_args(&[&format!("--proxy={text}")]).proxy.mode, mode);
+    }
+    assert!(usage(&["--proxy=other"]).contains("proxy"));
+    assert!(from_args(&["--discovery-fallback=proxy"]).discovery.falls_back);
+    assert!(!from_args(&["--discovery-fallback=exit"]).discovery.falls_back);
 }
 
 #[test]
