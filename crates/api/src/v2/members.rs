@@ -79,7 +79,7 @@ async fn change(
     };
     match head.method {
         Method::POST => {
-            let peer_urls = asked(head, body)?;
+            let peer_urls = asked(head, body).map_err(|refusal| *refusal)?;
             let change = MemberChange::Add { peer_urls, is_learner: false };
             match worker.ask(|member, reply| member.change_membership(change, reply)).await {
                 Ok(Answer::Members { added: Some(added), .. }) => {
@@ -103,7 +103,7 @@ async fn change(
         }
         _ => {
             let id = id(rest).map_err(|refusal| *refusal)?;
-            let change = MemberChange::Update { id, peer_urls: asked(head, body)? };
+            let change = MemberChange::Update { id, peer_urls: asked(head, body).map_err(|refusal| *refusal)? };
             match worker.ask(|member, reply| member.change_membership(change, reply)).await {
                 Ok(_) => Ok(done()),
                 Err(Error::MemberNotFound) => Err(unknown(&format!("{id:x}"))),
@@ -140,7 +140,7 @@ fn id(rest: &str) -> Result<u64, Box<Response<Body>>> {
 }
 
 /// The peer URLs in a request's body, sorted.
-fn asked(head: &Parts, body: Payload) -> Result<Vec<String>, Response<Body>> {
+fn asked(head: &Parts, body: Payload) -> Result<Vec<String>, Box<Response<Body>>> {
     let given = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let kind = match given.split_once(';') {
         Some((kind, _)) => kind.to_lowercase().trim().to_owned(),
@@ -148,9 +148,9 @@ fn asked(head: &Parts, body: Payload) -> Result<Vec<String>, Response<Body>> {
     };
     if kind != "application/json" {
         let text = format!("Bad Content-Type {kind}, accept application/json");
-        return Err(message(StatusCode::UNSUPPORTED_MEDIA_TYPE, &text));
+        return Err(Box::new(message(StatusCode::UNSUPPORTED_MEDIA_TYPE, &text)));
     }
-    let bad = |text: String| message(StatusCode::BAD_REQUEST, &text);
+    let bad = |text: String| Box::new(message(StatusCode::BAD_REQUEST, &text));
     let body = body.map_err(|what| bad(what.to_owned()))?;
     let urls = peer_urls(&body).map_err(bad)?;
     if urls.is_empty() {
