@@ -166,8 +166,9 @@ impl Ledger {
                 let request = v2pb::Request::decode(entry.data.clone()).unwrap_or_default();
                 agreed.v2 = self.v2.apply(&request);
                 agreed.request_id = request.id();
-                if let Some(asker) = request.since {
-                    agreed.tag = format!("c{}-{}", asker >> 32, asker & u64::from(u32::MAX));
+                // Where no client says who it is, the field says 0.
+                if let Some(client) = (request.since() >> 32).checked_sub(1) {
+                    agreed.tag = format!("c{client}-{}", request.since() & u64::from(u32::MAX));
                 }
             }
         }

@@ -10,6 +10,9 @@ use state::watch::WatchCreate;
 
 use crate::random::Random;
 
+/// What a v2 path is made of; the last one is hidden.
+pub const NAMES: [&str; 4] = ["a", "b", "c", "_h"];
+
 /// A request of a client.
 #[derive(Clone, Debug)]
 pub enum Ask {
@@ -187,7 +190,7 @@ impl Workload {
         let mut path = "/1".to_owned();
         for _ in 0..self.random.between(1, 3) {
             path.push('/');
-            path.push_str(self.random.pick(&["a", "b", "c", "_h"]).copied().unwrap_or("a"));
+            path.push_str(self.random.pick(&NAMES).copied().unwrap_or_default());
         }
         path
     }

@@ -72,12 +72,16 @@ impl Cluster {
 
     /// Whether whoever runs the cluster has nothing left to do.
     pub fn is_as_wished(&self) -> bool {
-        self.operator.is_idle() && self.rotten.is_none() && self.ledger.model.alarms().next().is_none()
+        self.operator.is_idle() && self.rotten.is_none()
     }
 
-    /// Whether everybody is settled and watchers have been shown everything.
+    /// Whether everybody is settled, watchers have been shown everything, and there is room. While clients go on asking for
+    /// what does not fit, alarms come back as fast as they go.
     pub fn is_done(&self) -> bool {
-        self.is_settled() && self.watchers_are_complete() && self.waiters_are_told()
+        self.is_settled()
+            && self.ledger.model.alarms().next().is_none()
+            && self.watchers_are_complete()
+            && self.waiters_are_told()
     }
 
     /// Whether all members run and have applied all that was agreed on, and nobody runs who is none.
@@ -121,8 +125,9 @@ impl Cluster {
         text
     }
 
-    /// Nobody has renewed leases since a moment: those that should have ended must have.
+    /// Nobody has asked to renew leases since a moment: those that should have ended must have.
     pub fn leases_ended(&self, since_us: u64) -> Result<(), Violation> {
+        let since_us = since_us.max(self.renewed_us);
         self.ledger.leases_ended(since_us, self.settings.election_ms * 1000, self.now_us)
     }
 

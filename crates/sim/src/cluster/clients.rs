@@ -71,7 +71,7 @@ impl Cluster {
                 request.time = Some(now_ns);
                 request.expiration = request.expiration.map(|ttl_ns| ttl_ns + now_ns);
                 // Of no meaning to a write; here it says who asks.
-                request.since = Some(((op.client as u64) << 32) + op.number);
+                request.since = Some(((op.client as u64 + 1) << 32) + op.number);
                 api.propose_v2(request, reply);
                 api.submit();
             }
@@ -121,6 +121,9 @@ impl Cluster {
                 continue;
             }
             let Some(op) = running.pending.remove(&ticket) else { continue };
+            if matches!(op.ask, Ask::Renew(_)) {
+                self.renewed_us = self.now_us;
+            }
             let outcome = match (&op.ask, outcome) {
                 (Ask::Write(_) | Ask::V2(_), Ok(Answer::Applied(response))) => Outcome::Wrote(Ok(response)),
                 (Ask::Write(_) | Ask::V2(_), Err(error)) => Outcome::Wrote(Err(error)),

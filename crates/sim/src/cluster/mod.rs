@@ -191,6 +191,8 @@ pub struct Cluster {
     floor: u64,
     /// Whether clients go on asking.
     pub asking: bool,
+    /// When a member last answered somebody who renewed a lease, perhaps long after the question.
+    renewed_us: u64,
 }
 
 /// When trouble is asked for.
@@ -247,6 +249,7 @@ impl Cluster {
             waiters,
             last_stream: 0,
             floor: 0,
+            renewed_us: 0,
             asking: true,
             settings,
         }

@@ -12,10 +12,12 @@ use bytes::Bytes;
 use disk::MemDisk;
 use proto::etcdserverpb::alarm_request::AlarmAction;
 use proto::etcdserverpb::{AlarmRequest, CompactionRequest, DeleteRangeRequest, InternalRaftRequest, RequestHeader};
+use proto::v2pb;
 
 use super::{Cluster, End, Seat, url_of};
 use crate::agenda::{Event, Happening};
 use crate::ledger::Violation;
+use crate::workload;
 
 /// The most members that a cluster grows to.
 const MAX_MEMBERS: usize = 7;
@@ -175,7 +177,7 @@ impl Cluster {
     fn make_room(&mut self) -> Result<(), Violation> {
         let Some((alarm, member_id)) = self.ledger.model.alarms().next() else { return Ok(()) };
         let mut request = InternalRaftRequest::default();
-        match self.random.below(5) {
+        match self.random.below(6) {
             0 => return self.order(|api, reply| api.defragment(reply)),
             1 => {
                 let all = Bytes::from_static(b"\0");
@@ -185,6 +187,24 @@ impl Cluster {
             2..4 => {
                 let revision = self.ledger.model.revision();
                 request.compaction = Some(CompactionRequest { revision, physical: true });
+            }
+            // What is in the v2 tree takes space as well, and no quota ends its growth.
+            4 => {
+                self.operator.orders += 1;
+                let name = self.random.pick(&workload::NAMES).copied().unwrap_or_default();
+                let delete = v2pb::Request {
+                    method: Some("DELETE".into()),
+                    path: Some(format!("/1/{name}").into()),
+                    recursive: Some(true),
+                    // Who asks, as with clients; there are not so many of them.
+                    since: Some((u64::from(u32::MAX) << 32) + self.operator.orders),
+                    time: Some((self.now_us * 1000).cast_signed()),
+                    ..Default::default()
+                };
+                return self.order(|api, reply| {
+                    api.propose_v2(delete, reply);
+                    api.submit();
+                });
             }
             _ => {
                 let action = AlarmAction::Deactivate as i32;
