@@ -177,7 +177,7 @@ impl Cluster {
     fn make_room(&mut self) -> Result<(), Violation> {
         let Some((alarm, member_id)) = self.ledger.model.alarms().next() else { return Ok(()) };
         let mut request = InternalRaftRequest::default();
-        match self.random.below(6) {
+        match self.random.below(10) {
             0 => return self.order(|api, reply| api.defragment(reply)),
             1 => {
                 let all = Bytes::from_static(b"\0");

@@ -109,7 +109,8 @@ impl Hub {
         }
         for event in missed.iter().filter(|event| !event.refresh) {
             // An event does not say which paths went with its directory; it is enough to know those that somebody watches.
-            let is_gone = matches!(event.action, Action::Delete | Action::CompareAndDelete | Action::Expire);
+            let is_gone =
+                event.node.dir && matches!(event.action, Action::Delete | Action::CompareAndDelete | Action::Expire);
             let below = format!("{}/", event.node.key);
             let mut removed: Vec<String> =
                 self.watches.keys().filter(|path| path.starts_with(&below)).cloned().collect();
