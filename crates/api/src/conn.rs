@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::authority::Mender;
+use crate::caller::Client;
 use crate::ops::Port;
 use crate::worker::Worker;
 use crate::{grpc, http1};
@@ -36,15 +37,15 @@ const MAX_UNSEEN_RESETS: usize = 200;
 /// Requests taken from a connection before they are begun; their answers leave in as few writes.
 const REQUESTS_AT_ONCE: usize = 64;
 
-/// Serves a connection until it ends. TCP_NODELAY is the caller's business. Runs inside the worker's `LocalSet`.
-pub async fn serve_connection<I>(mut io: I, worker: Rc<Worker>)
+/// Serves a connection of `client` until it ends. TCP_NODELAY is the caller's business. Runs inside the worker's `LocalSet`.
+pub async fn serve_connection<I>(mut io: I, worker: Rc<Worker>, client: Client)
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let Ok(Ok((greeting, is_http2))) = timeout(GREETING_TIMEOUT, read_greeting(&mut io)).await else { return };
     // How a connection ends is the client's business and no news. In boxes, so that neither kind needs the other's room.
     if is_http2 {
-        let _ = Box::pin(serve_http2(Rewound { greeting, io }, &worker)).await;
+        let _ = Box::pin(serve_http2(Rewound { greeting, io }, &worker, client)).await;
     } else {
         let _ = Box::pin(http1::serve(io, greeting, &worker, Port::Client)).await;
     }
@@ -93,7 +94,7 @@ enum Event {
     Ended,
 }
 
-async fn serve_http2<I>(io: Rewound<I>, worker: &Rc<Worker>) -> Result<(), h2::Error>
+async fn serve_http2<I>(io: Rewound<I>, worker: &Rc<Worker>, client: Client) -> Result<(), h2::Error>
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -145,7 +146,7 @@ where
         match event {
             Event::Requests => {
                 for (request, respond) in requests.drain(..) {
-                    grpc::begin(worker, request, respond);
+                    grpc::begin(worker, &client, request, respond);
                 }
                 if let Some(keep_alive) = &mut keep_alive {
                     keep_alive.seen();

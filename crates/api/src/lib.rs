@@ -9,12 +9,13 @@
 //! let worker = Worker::new(shared);   // shared: Arc<Shared>, the same for all threads
 //! worker.start();
 //! // for each accepted connection (TCP_NODELAY set):
-//! spawn_local(serve_connection(stream, worker.clone()));
+//! spawn_local(serve_connection(stream, worker.clone(), Client::default()));
 //! ```
 //! A connection stays on the thread that accepted it. Answers come back from the apply thread through a [`Reply`], or
 //! many at once through an [`Outbox`].
 
 mod authority;
+pub mod caller;
 mod conn;
 pub mod grpc;
 mod http1;
@@ -26,6 +27,7 @@ pub mod status;
 pub mod v2;
 pub mod worker;
 
+pub use caller::{Caller, Client};
 pub use conn::{serve_connection, serve_metrics};
 pub use mailbox::{Outbox, Reply};
 pub use member::{

@@ -140,7 +140,7 @@ async fn serve(shared: Arc<Shared>, mut connections: mpsc::Receiver<Accepted>) {
         open.set(open.get() + 1);
         tokio::task::spawn_local(async move {
             match purpose {
-                Purpose::Client => api::serve_connection(stream, worker).await,
+                Purpose::Client => api::serve_connection(stream, worker, api::Client::default()).await,
                 Purpose::Metrics => api::serve_metrics(stream, worker).await,
             }
             open.set(open.get() - 1);

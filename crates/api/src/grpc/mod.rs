@@ -30,13 +30,19 @@ use state::Error;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout_at};
 
+use crate::caller::{Caller, Client};
 use crate::status::{Code, Refusal};
 use crate::worker::Worker;
 use method::{Kind, Method};
 use wire::{Broken, Incoming, Responder, parse_timeout};
 
 /// Begins a request that came over HTTP/2, be it a call or plain HTTP.
-pub(crate) fn begin(worker: &Rc<Worker>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+pub(crate) fn begin(
+    worker: &Rc<Worker>,
+    client: &Client,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
     let (head, body) = request.into_parts();
     if !is_grpc(&head.headers) {
         spawn_local(crate::ops::serve_http2(worker.clone(), head, respond));
@@ -48,7 +54,8 @@ pub(crate) fn begin(worker: &Rc<Worker>, request: Request<RecvStream>, mut respo
         return;
     };
     worker.counters.started(method);
-    let mut responder = Responder::new(respond, method, None, worker.start_time());
+    let mut responder =
+        Responder::new(respond, method, Caller::of_grpc(&head.headers, client), None, worker.start_time());
     match deadline(&head.headers) {
         Ok(deadline) => responder.deadline = deadline,
         Err(refusal) => return responder.refuse(worker, refusal),

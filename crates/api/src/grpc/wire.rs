@@ -10,6 +10,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use tokio::time::Instant;
 
+use crate::caller::Caller;
 use crate::grpc::method::Method;
 use crate::status::{Code, Refusal, message_header};
 use crate::worker::Worker;
@@ -148,6 +149,7 @@ pub(crate) enum Broken {
 pub(crate) struct Responder {
     respond: SendResponse<Bytes>,
     pub(crate) method: Method,
+    pub(crate) caller: Caller,
     /// When the client gives up, from `grpc-timeout`.
     pub(crate) deadline: Option<Instant>,
     /// When the call began; only measured with `--metrics=extensive`.
@@ -156,7 +158,7 @@ pub(crate) struct Responder {
 
 impl std::fmt::Debug for Responder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Responder").field("method", &self.method).finish_non_exhaustive()
+        f.debug_struct("Responder").field("method", &self.method).field("caller", &self.caller).finish_non_exhaustive()
     }
 }
 
@@ -164,10 +166,11 @@ impl Responder {
     pub(crate) fn new(
         respond: SendResponse<Bytes>,
         method: Method,
+        caller: Caller,
         deadline: Option<Instant>,
         started: Option<Instant>,
     ) -> Self {
-        Self { respond, method, deadline, started }
+        Self { respond, method, caller, deadline, started }
     }
 
     /// Answers with one message, `frame` (prefix included), and OK.
