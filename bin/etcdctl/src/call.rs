@@ -1,64 +1,20 @@
 //! What a running command has at hand: its arguments, the client, and where its output goes.
 
 use crate::flags::{self, Flag, Kind, Parsed, switch, text};
-use crate::output::{Format, Printer};
+use crate::output::Printer;
 use crate::terminal;
+use cli::Format;
+pub use cli::{Failure, exit};
 use client::{Client, Config, Credentials};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// etcd's exit codes.
-pub mod exit {
-    /// A command or a call failed.
-    pub const ERROR: u8 = 1;
-    /// No connection, or no client.
-    pub const BAD_CONNECTION: u8 = 2;
-    /// What was read makes no sense.
-    pub const INVALID_INPUT: u8 = 3;
-    /// There is no such thing here.
-    pub const BAD_FEATURE: u8 = 4;
-    /// Ended from outside.
-    pub const INTERRUPTED: u8 = 5;
-    /// Reading or writing failed.
-    pub const IO: u8 = 6;
-    /// The arguments make no sense.
-    pub const BAD_ARGUMENTS: u8 = 128;
-}
-
-/// How a command ended that did not end well.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// The exit code.
-    pub code: u8,
-    /// What to say after `Error: `; nothing if all is said.
-    pub text: Option<String>,
-}
-
-impl Failure {
-    /// With this exit code and text.
-    pub fn new(code: u8, text: impl Display) -> Self {
-        Failure { code, text: Some(text.to_string()) }
-    }
-
-    /// The arguments make no sense.
-    pub fn arguments(text: impl Display) -> Self {
-        Failure::new(exit::BAD_ARGUMENTS, text)
-    }
-
-    /// All has been said already.
-    pub fn silent(code: u8) -> Self {
-        Failure { code, text: None }
-    }
-}
-
-impl From<client::Error> for Failure {
-    fn from(error: client::Error) -> Self {
-        let code = if matches!(error, client::Error::NoEndpoints) { exit::BAD_CONNECTION } else { exit::ERROR };
-        Failure::new(code, error)
-    }
+/// How the command ends without a client.
+fn failed(error: client::Error) -> Failure {
+    let code = if matches!(error, client::Error::NoEndpoints) { exit::BAD_CONNECTION } else { exit::ERROR };
+    Failure::new(code, error)
 }
 
 /// A client error with another exit code.
@@ -173,6 +129,7 @@ impl Call {
             let value = match flag.kind {
                 Kind::Switch => self.parsed.is(flag.name).to_string(),
                 Kind::Number => self.parsed.number(flag.name).to_string(),
+                Kind::Unsigned => self.parsed.unsigned(flag.name).to_string(),
                 Kind::Duration => crate::go::duration(self.parsed.duration(flag.name)),
                 Kind::List => format!("[{}]", self.parsed.list(flag.name).join(",")),
                 Kind::Text if flag.name == "password" => "*".repeat(self.parsed.text(flag.name).len()),
@@ -245,7 +202,8 @@ impl Call {
     /// A client of the configured endpoints, logged in, whose calls take no longer than `--command-timeout`.
     pub async fn client(&self) -> Result<Client, Failure> {
         self.printer()?;
-        let client = Client::new(self.config()?)?.with_timeout(Some(self.parsed.duration("command-timeout")));
+        let client =
+            Client::new(self.config()?).map_err(failed)?.with_timeout(Some(self.parsed.duration("command-timeout")));
         client.log_in().await.map_err(with_code(exit::BAD_CONNECTION))?;
         Ok(client)
     }
@@ -258,7 +216,7 @@ impl Call {
     /// A client of another cluster: the settings of this one, with what `change` makes of them.
     pub async fn client_of(&self, change: impl FnOnce(Config) -> Config) -> Result<Client, Failure> {
         let config = change(Config { credentials: None, token: None, ..self.config()? });
-        let client = Client::new(config)?.with_timeout(Some(self.parsed.duration("command-timeout")));
+        let client = Client::new(config).map_err(failed)?.with_timeout(Some(self.parsed.duration("command-timeout")));
         client.log_in().await.map_err(with_code(exit::BAD_CONNECTION))?;
         Ok(client.with_timeout(None))
     }

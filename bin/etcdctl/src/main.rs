@@ -1,17 +1,12 @@
 //! `etcdctl`: etcd's command line client. Commands, texts and exit codes are etcd's, so that scripts go on working.
 
 mod call;
-mod cli;
 mod command;
 mod discovery;
-mod flags;
-mod go;
 mod output;
-mod raw;
-mod terminal;
 
 use call::{Call, Failure, exit};
-use cli::Asked;
+use cli::{Asked, flags, go, raw, terminal};
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;

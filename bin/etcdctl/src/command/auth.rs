@@ -1,13 +1,14 @@
 //! `auth`, `user` and `role`.
 
+use super::Command;
 use crate::call::{Call, Failure, exit};
-use crate::cli::{Command, Group};
 use crate::flags::{Flag, Kind, switch, text};
 use crate::output::auth::{Role, User, range_text};
 use crate::output::show_done;
 use crate::raw;
 use crate::terminal;
 use bytes::Bytes;
+use cli::Group;
 use client::Get;
 use proto::authpb::{Permission, UserAddOptions, permission::Type};
 use proto::etcdserverpb::{

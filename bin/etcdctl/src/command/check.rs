@@ -1,9 +1,10 @@
 //! `check perf` and `check datascale`: is this cluster up to a load?
 
+use super::Command;
 use crate::call::{Call, Failure, exit};
-use crate::cli::{Command, Group};
 use crate::flags::{Flag, switch, text};
 use crate::terminal;
+use cli::Group;
 use client::{Client, Delete, Get, Put};
 use proto::etcdserverpb::{CompactionRequest, DefragmentRequest};
 use std::io;

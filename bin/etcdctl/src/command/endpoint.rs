@@ -1,9 +1,10 @@
 //! `endpoint`: how each endpoint is.
 
+use super::Command;
 use crate::call::{Call, Failure, exit};
-use crate::cli::{Command, Group};
 use crate::flags::{number, switch};
 use crate::output::cluster::{EndpointHash, EndpointStatus, Health, alarm_name};
+use cli::Group;
 use client::{Client, Error, Get};
 use proto::etcdserverpb::{AlarmRequest, HashKvRequest, MemberListRequest, StatusRequest};
 use std::time::Instant;

@@ -1,13 +1,14 @@
 //! `get`, `put`, `del` and `compaction`.
 
+use super::Command;
 use crate::call::{Call, Failure, exit};
-use crate::cli::{Command, Group};
 use crate::flags::{self, Flag, Parsed, number, switch, text};
 use crate::go;
-use crate::output::Format;
 use crate::output::kv::Pairs;
 use crate::raw;
 use crate::terminal;
+use cli::Format;
+use cli::Group;
 use client::{Delete, Get};
 use proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest};

@@ -1,12 +1,14 @@
 //! `lease`: time limits for keys.
 
+use super::Command;
 use crate::call::{Call, Failure, exit, with_code};
-use crate::cli::{Command, Group};
 use crate::flags::switch;
 use crate::go;
+use crate::output::Done;
 use crate::output::lease::TimeToLive;
-use crate::output::{Done, Format};
 use crate::terminal;
+use cli::Format;
+use cli::Group;
 use client::Error;
 use proto::etcdserverpb::{LeaseGrantRequest, LeaseLeasesRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest};
 

@@ -1,10 +1,11 @@
 //! `lock` and `elect`.
 
+use super::Command;
 use crate::call::{Call, Failure, exit};
-use crate::cli::{Command, Group};
 use crate::flags::{number, switch};
 use crate::output::kv::Pairs;
 use crate::raw;
+use cli::Group;
 use client::{Election, Error, Get, Mutex, Session};
 use proto::etcdserverpb::RangeResponse;
 use std::ffi::OsString;

@@ -1,12 +1,13 @@
 //! `alarm`, `defrag`, `move-leader` and `downgrade`.
 
+use super::Command;
 use super::endpoint::endpoints;
 use crate::call::{Call, Failure, exit};
-use crate::cli::{Command, Group};
 use crate::flags::switch;
 use crate::go;
 use crate::output::show_done;
 use crate::terminal;
+use cli::Group;
 use proto::etcdserverpb::alarm_request::AlarmAction;
 use proto::etcdserverpb::downgrade_request::DowngradeAction;
 use proto::etcdserverpb::{

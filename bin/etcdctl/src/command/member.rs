@@ -1,12 +1,13 @@
 //! `member`: who belongs to the cluster.
 
+use super::Command;
 use crate::call::{Call, Failure, exit};
-use crate::cli::{Command, Group};
 use crate::flags::{Flag, Kind, switch, text};
 use crate::go;
-use crate::output::Format;
 use crate::output::cluster::MemberChange;
 use crate::terminal;
+use cli::Format;
+use cli::Group;
 use proto::etcdserverpb::{
     MemberAddRequest, MemberAddResponse, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest,
     MemberUpdateRequest,

@@ -1,11 +1,12 @@
 //! `make-mirror`: keeps a copy of keys in another cluster.
 
+use super::Command;
 use crate::call::{Call, Failure, exit, read_credentials};
-use crate::cli::{Command, Group};
 use crate::flags::{Flag, Kind, number, switch, text};
 use crate::raw;
 use crate::terminal;
 use bytes::Bytes;
+use cli::Group;
 use client::{Client, Delete, Get, Put, Txn};
 use proto::etcdserverpb::{RangeRequest, WatchCreateRequest};
 use proto::mvccpb::{Event, KeyValue, event::EventType};

@@ -1,9 +1,10 @@
 //! `version`, `options` and `completion`.
 
+use super::Command;
 use crate::call::{Call, Failure, GLOBAL_FLAGS};
-use crate::cli::{self, Command, Group, list_flags};
-use crate::flags::Kind;
 use crate::terminal;
+use cli::completion::{self, Shell, candidates};
+use cli::{Group, list_flags};
 use proto::{API_VERSION, ETCD_VERSION};
 
 pub const VERSION_COMMAND: Command = Command {
@@ -43,62 +44,36 @@ pub const COMPLETION: Command = Command {
             name: "bash",
             about: "Generate the script for bash",
             example: "source <(etcdctl completion bash)",
-            run: Some(|_| script(BASH)),
+            run: Some(|_| script(Shell::Bash)),
             ..Command::NONE
         },
         Command {
             name: "zsh",
             about: "Generate the script for zsh",
             example: "source <(etcdctl completion zsh)",
-            run: Some(|_| script(ZSH)),
+            run: Some(|_| script(Shell::Zsh)),
             ..Command::NONE
         },
         Command {
             name: "fish",
             about: "Generate the script for fish",
             example: "etcdctl completion fish | source",
-            run: Some(|_| script(FISH)),
+            run: Some(|_| script(Shell::Fish)),
             ..Command::NONE
         },
         Command {
             name: "powershell",
             about: "Generate the script for powershell",
             example: "etcdctl completion powershell | Out-String | Invoke-Expression",
-            run: Some(|_| script(POWERSHELL)),
+            run: Some(|_| script(Shell::PowerShell)),
             ..Command::NONE
         },
     ],
     ..Command::NONE
 };
 
-/// The scripts ask the program itself what may come next, so they know every command and flag there is.
-const BASH: &str = r#"_etcdctl() {
-    local IFS=$'\n'
-    COMPREPLY=($(compgen -W "$(etcdctl __complete -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}"))
-}
-complete -o default -F _etcdctl etcdctl
-"#;
-const ZSH: &str = r#"#compdef etcdctl
-_etcdctl() {
-    local -a candidates
-    candidates=(${(f)"$(etcdctl __complete -- "${(@)words[2,CURRENT]}" 2>/dev/null)"})
-    compadd -a candidates
-}
-compdef _etcdctl etcdctl
-"#;
-const FISH: &str = r#"complete -c etcdctl -f -a '(etcdctl __complete -- (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
-"#;
-const POWERSHELL: &str = r#"Register-ArgumentCompleter -Native -CommandName etcdctl -ScriptBlock {
-    param($wordToComplete, $commandAst, $cursorPosition)
-    $words = @($commandAst.CommandElements | Select-Object -Skip 1 | ForEach-Object { "$_" })
-    if ($wordToComplete -eq '') { $words += '' }
-    etcdctl __complete -- @words 2>$null | Where-Object { $_ -like "$wordToComplete*" } |
-        ForEach-Object { [System.Management.Automation.CompletionResult]::new($_) }
-}
-"#;
-
-fn script(text: &str) -> Result<(), Failure> {
-    terminal::print(text.as_bytes());
+fn script(shell: Shell) -> Result<(), Failure> {
+    terminal::print(completion::script(shell, "etcdctl").as_bytes());
     Ok(())
 }
 
@@ -111,26 +86,8 @@ pub const COMPLETE: Command = Command {
 };
 
 fn complete(call: &Call) -> Result<(), Failure> {
-    candidates(&call.parsed.args).iter().for_each(|candidate| terminal::say(candidate));
+    candidates(&super::ROOT, &call.parsed.args).iter().for_each(|candidate| terminal::say(candidate));
     Ok(())
-}
-
-/// What the last word may become, after the words before it.
-fn candidates(words: &[String]) -> Vec<String> {
-    let Some((last, before)) = words.split_last() else { return Vec::new() };
-    let found = cli::find(&super::ROOT, before);
-    let mut all: Vec<String> = if last.starts_with('-') {
-        let flags = found.flags();
-        flags
-            .iter()
-            .map(|flag| format!("--{}{}", flag.name, if flag.kind == Kind::Switch { "" } else { "=" }))
-            .collect()
-    } else {
-        let shown = found.command().commands.iter().filter(|command| command.group != Group::Hidden);
-        shown.map(|command| command.name.to_owned()).collect()
-    };
-    all.retain(|candidate| candidate.starts_with(last.as_str()));
-    all
 }
 
 #[cfg(test)]
@@ -139,7 +96,9 @@ mod tests {
 
     #[test]
     fn commands_and_flags_complete() {
-        let complete = |line: &str| candidates(&line.split(' ').map(str::to_owned).collect::<Vec<_>>()).join(" ");
+        let complete = |line: &str| {
+            candidates(&super::super::ROOT, &line.split(' ').map(str::to_owned).collect::<Vec<_>>()).join(" ")
+        };
         assert_eq!(complete("co"), "compaction completion");
         assert_eq!(complete("-w json member pr"), "promote");
         assert_eq!(complete("get --pre"), "--prefix");

@@ -1,8 +1,9 @@
 //! `snapshot save`: the whole state of a member in a file.
 
+use super::Command;
 use crate::call::{Call, Failure, exit};
-use crate::cli::{Command, Group};
 use crate::{go, terminal};
+use cli::Group;
 use client::Client;
 use sha2::{Digest, Sha256};
 use std::fs::{File, OpenOptions};

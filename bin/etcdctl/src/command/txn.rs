@@ -1,13 +1,14 @@
 //! `txn`: compares, and does one of two things.
 
+use super::Command;
 use super::kv::{DEL_FLAGS, GET_FLAGS, PUT_FLAGS, delete_request, put_request, range_request};
 use super::words::split;
 use crate::call::{Call, Failure, exit};
-use crate::cli::{Command, Group};
 use crate::flags::{self, Flag, switch};
 use crate::go;
 use crate::raw;
 use crate::terminal;
+use cli::Group;
 use client::{Condition, Txn};
 use proto::etcdserverpb::compare::CompareResult;
 use proto::etcdserverpb::request_op::Request;

@@ -1,14 +1,16 @@
 //! `watch`: shows what happens to keys, and runs a command for each event.
 
+use super::Command;
 use super::words::split;
 use crate::call::{Call, Failure, exit};
-use crate::cli::{Command, Group};
 use crate::flags::{self, Flag, Parsed, number, switch};
 use crate::go;
+use crate::output::Printer;
 use crate::output::kv::event_name;
-use crate::output::{Format, Printer};
 use crate::raw;
 use crate::terminal;
+use cli::Format;
+use cli::Group;
 use client::{Client, Error, Get};
 use proto::etcdserverpb::{RangeRequest, WatchCreateRequest, WatchResponse};
 use std::collections::BTreeMap;

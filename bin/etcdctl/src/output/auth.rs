@@ -1,7 +1,7 @@
 //! Users and roles.
 
-use super::json::{Object, push_text};
 use super::{Lines, Show, Unsupported, header_json};
+use cli::json::{Object, push_text};
 use prost::Message;
 use proto::authpb::{Permission, permission::Type};
 use proto::etcdserverpb::{

@@ -1,9 +1,9 @@
 //! Members, endpoints and alarms.
 
-use super::json::{Object, push_list, push_text};
-use super::table::Table;
 use super::{Lines, Show, Unsupported, header_json};
 use crate::go;
+use cli::json::{Object, push_list, push_text};
+use cli::table::Table;
 use prost::Message;
 use proto::etcdserverpb::{
     AlarmResponse, AlarmType, HashKvResponse, Member, MemberListResponse, ResponseHeader, StatusResponse,

@@ -1,7 +1,7 @@
 //! Keys, values, transactions and watches.
 
-use super::json::{Object, push_list};
 use super::{Lines, Show, Unsupported, header_json};
+use cli::json::{Object, push_list};
 use prost::Message;
 use proto::etcdserverpb::{
     DeleteRangeResponse, PutResponse, RangeResponse, ResponseOp, TxnResponse, WatchResponse, response_op::Response,

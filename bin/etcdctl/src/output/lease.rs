@@ -1,7 +1,7 @@
 //! Leases.
 
-use super::json::{Object, push_base64};
 use super::{Lines, Show, Unsupported, header_fields};
+use cli::json::{Object, push_base64};
 use prost::Message;
 use proto::etcdserverpb::{
     LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse, LeaseTimeToLiveResponse, ResponseHeader,

@@ -2,55 +2,15 @@
 
 pub mod auth;
 pub mod cluster;
-pub mod json;
 pub mod kv;
 pub mod lease;
-pub mod table;
 
 use crate::call::{Failure, exit};
 use crate::{go, terminal};
+use cli::table::Table;
+use cli::{Format, json};
 use proto::etcdserverpb::ResponseHeader;
 use std::fmt::Display;
-use table::Table;
-
-/// What `-w` names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// A line per fact.
-    Fields,
-    /// One line of JSON.
-    Json,
-    /// The answer's bytes.
-    Protobuf,
-    /// For people.
-    Simple,
-    /// A drawn table.
-    Table,
-}
-
-impl Format {
-    /// The format of this name.
-    pub fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "fields" => Format::Fields,
-            "json" => Format::Json,
-            "protobuf" => Format::Protobuf,
-            "simple" => Format::Simple,
-            "table" => Format::Table,
-            _ => return None,
-        })
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Format::Fields => "fields",
-            Format::Json => "json",
-            Format::Protobuf => "protobuf",
-            Format::Simple => "simple",
-            Format::Table => "table",
-        }
-    }
-}
 
 /// The format is not offered for this answer.
 #[derive(Debug, PartialEq, Eq)]

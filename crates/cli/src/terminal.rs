@@ -43,16 +43,21 @@ pub fn end_progress() {
     }
 }
 
-/// Writes a log line to stderr, in the form of etcd's logger.
+/// Writes a log line of the client to stderr, in the form of etcd's logger.
 pub fn log(level: &str, message: &str, fields: &[(&str, &str)]) {
+    log_as("etcd-client", level, message, fields);
+}
+
+/// Writes a log line to stderr, in the form of etcd's logger. `logger` names the part that speaks; empty: the tool itself.
+pub fn log_as(logger: &str, level: &str, message: &str, fields: &[(&str, &str)]) {
     let now = time::OffsetDateTime::now_utc();
     let format =
         time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
     let mut line = String::new();
-    let mut object = crate::output::json::Object::begin(&mut line);
+    let mut object = crate::json::Object::begin(&mut line);
     object.text("level", level);
     object.text("ts", &now.format(format).unwrap_or_default());
-    object.text("logger", "etcd-client");
+    object.some_text("logger", logger);
     object.text("msg", message);
     for (name, value) in fields {
         object.text(name, value);

@@ -11,6 +11,8 @@ pub enum Kind {
     Switch,
     /// A whole number.
     Number,
+    /// A whole number that is not negative.
+    Unsigned,
     /// Any text.
     Text,
     /// A duration in Go's form.
@@ -49,6 +51,11 @@ pub const fn number(name: &'static str, default: &'static str, help: &'static st
     Flag { name, short: None, kind: Kind::Number, default, help }
 }
 
+/// A flag with a number that is not negative.
+pub const fn unsigned(name: &'static str, default: &'static str, help: &'static str) -> Flag {
+    Flag { name, short: None, kind: Kind::Unsigned, default, help }
+}
+
 /// A flag with a duration.
 pub const fn duration(name: &'static str, default: &'static str, help: &'static str) -> Flag {
     Flag { name, short: None, kind: Kind::Duration, default, help }
@@ -73,6 +80,7 @@ impl Flag {
         Ok(match self.kind {
             Kind::Switch => Value::Switch(go::parse_bool(text)?),
             Kind::Number => Value::Number(go::parse_int(text, 0)?),
+            Kind::Unsigned => Value::Unsigned(go::parse_uint(text, 0)?),
             Kind::Text => Value::Text(text.to_owned()),
             Kind::Duration => Value::Duration(go::parse_duration(text)?),
             Kind::List if text.is_empty() => Value::List(Vec::new()),
@@ -88,6 +96,8 @@ pub enum Value {
     Switch(bool),
     /// Of a number.
     Number(i64),
+    /// Of a number that is not negative.
+    Unsigned(u64),
     /// Of a text.
     Text(String),
     /// Of a duration.
@@ -244,6 +254,12 @@ impl Parsed {
     /// A number.
     pub fn number(&self, name: &str) -> i64 {
         let Value::Number(value) = self.value(name) else { panic!("--{name} is no number") };
+        *value
+    }
+
+    /// A number that is not negative.
+    pub fn unsigned(&self, name: &str) -> u64 {
+        let Value::Unsigned(value) = self.value(name) else { panic!("--{name} is no unsigned number") };
         *value
     }
 

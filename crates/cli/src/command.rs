@@ -1,11 +1,13 @@
 //! The tree of commands: finding one, and explaining it. By the rules of Go's `cobra`, which scripts and fingers know.
+//!
+//! A tool with a command `options` lists its global flags there; others show them in the help of every command.
 
-use crate::call::{Call, Failure};
+use crate::failure::Failure;
 use crate::flags::{self, Flag, FlagError, Kind, Parsed};
 use std::fmt::Write as _;
 
-/// What a command does.
-pub type Run = fn(&Call) -> Result<(), Failure>;
+/// What a command does, with what its tool hands to it.
+pub type Run<C> = fn(&C) -> Result<(), Failure>;
 
 /// A heading of the list of commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +26,14 @@ pub enum Group {
     Hidden,
 }
 
-/// The headings, in the order of the help.
+impl Group {
+    /// Whether its commands stand under a heading of their own.
+    fn has_title(self) -> bool {
+        !matches!(self, Group::Utility | Group::Hidden)
+    }
+}
+
+/// The headings, in the order of the help. A tool without the first four has no headings.
 const GROUPS: [(Group, &str); 5] = [
     (Group::KeyValue, "Key-value commands"),
     (Group::Maintenance, "Cluster maintenance commands"),
@@ -35,7 +44,7 @@ const GROUPS: [(Group, &str); 5] = [
 
 /// One command, or a group of commands.
 #[derive(Debug)]
-pub struct Command {
+pub struct Command<C: 'static> {
     /// What is typed.
     pub name: &'static str,
     /// What may be typed instead.
@@ -50,15 +59,17 @@ pub struct Command {
     pub example: &'static str,
     /// Its flags; those of a group are its commands' as well.
     pub flags: &'static [Flag],
+    /// Which of them must be given.
+    pub required: &'static [&'static str],
     /// What it does. A group without this shows its help.
-    pub run: Option<Run>,
+    pub run: Option<Run<C>>,
     /// The commands of a group.
-    pub commands: &'static [Command],
+    pub commands: &'static [Command<C>],
 }
 
-impl Command {
+impl<C> Command<C> {
     /// A plain command; the rest is filled in with `..`.
-    pub const NONE: Command = Command {
+    pub const NONE: Self = Command {
         name: "",
         aliases: &[],
         group: Group::Utility,
@@ -66,6 +77,7 @@ impl Command {
         about: "",
         example: "",
         flags: &[],
+        required: &[],
         run: None,
         commands: &[],
     };
@@ -75,11 +87,11 @@ impl Command {
     }
 
     /// The command of a group that a word means: by name, by alias, or by a beginning that fits only one.
-    fn find(&'static self, word: &str) -> Option<&'static Command> {
+    fn find(&'static self, word: &str) -> Option<&'static Self> {
         if let Some(exact) = self.commands.iter().find(|command| command.answers_to(word)) {
             return Some(exact);
         }
-        let fits = |command: &&Command| {
+        let fits = |command: &&Self| {
             command.group != Group::Hidden
                 && (command.name.starts_with(word) || command.aliases.iter().any(|alias| alias.starts_with(word)))
         };
@@ -89,9 +101,9 @@ impl Command {
 }
 
 /// The command that was meant.
-pub struct Found {
+pub struct Found<C: 'static> {
     /// From the program down to the command.
-    pub path: Vec<&'static Command>,
+    pub path: Vec<&'static Command<C>>,
     /// All words but the command's.
     pub words: Vec<String>,
     /// Whether it was asked for with `help` in front.
@@ -99,9 +111,9 @@ pub struct Found {
 }
 
 /// What a command line comes to.
-pub enum Asked {
+pub enum Asked<C> {
     /// Run this command.
-    Run(Run, Box<Parsed>),
+    Run(Run<C>, Box<Parsed>),
     /// Show this and end well.
     Help(String),
     /// Show this as an error and end with 1.
@@ -109,7 +121,7 @@ pub enum Asked {
 }
 
 /// Finds the command in `words`. Flags may stand before it.
-pub fn find(root: &'static Command, words: &[String]) -> Found {
+pub fn find<C>(root: &'static Command<C>, words: &[String]) -> Found<C> {
     let mut found = Found { path: vec![root], words: words.to_vec(), wants_help: false };
     loop {
         let Some(at) = first_argument(&found) else { return found };
@@ -125,7 +137,7 @@ pub fn find(root: &'static Command, words: &[String]) -> Found {
 }
 
 /// The first word that is neither a flag nor a flag's value. A flag that is not known here is taken to have a value.
-fn first_argument(found: &Found) -> Option<usize> {
+fn first_argument<C>(found: &Found<C>) -> Option<usize> {
     let flags = found.flags();
     let stands_alone =
         |named: &dyn Fn(&Flag) -> bool| flags.iter().any(|flag| named(flag) && flag.kind == Kind::Switch);
@@ -146,9 +158,9 @@ fn first_argument(found: &Found) -> Option<usize> {
     None
 }
 
-impl Found {
+impl<C> Found<C> {
     /// The command itself.
-    pub fn command(&self) -> &'static Command {
+    pub fn command(&self) -> &'static Command<C> {
         // The path begins with the program.
         self.path[self.path.len() - 1]
     }
@@ -158,12 +170,13 @@ impl Found {
         self.path.iter().flat_map(|command| command.flags.iter().copied()).collect()
     }
 
-    fn name(&self) -> String {
+    /// What was typed to get there, in full.
+    pub fn name(&self) -> String {
         self.path.iter().map(|command| command.name).collect::<Vec<_>>().join(" ")
     }
 
     /// Reads the flags and decides what is to be done.
-    pub fn ask(&self) -> Asked {
+    pub fn ask(&self) -> Asked<C> {
         if self.wants_help {
             return Asked::Help(self.help());
         }
@@ -174,12 +187,26 @@ impl Found {
         }
         match flags::parse(&self.flags(), &self.words) {
             Ok(parsed) => match self.command().run {
-                Some(run) => Asked::Run(run, Box::new(parsed)),
+                Some(run) => match self.missing(&parsed) {
+                    None => Asked::Run(run, Box::new(parsed)),
+                    Some(missing) => self.mistake(&format!("required flag(s) {missing} not set")),
+                },
                 None => Asked::Help(self.help()),
             },
             Err(FlagError::Help) => Asked::Help(self.help()),
-            Err(FlagError::Usage(text)) => Asked::Mistake(format!("Error: {text}\n{}", self.usage())),
+            Err(FlagError::Usage(text)) => self.mistake(&text),
         }
+    }
+
+    fn mistake(&self, text: &str) -> Asked<C> {
+        Asked::Mistake(format!("Error: {text}\n{}", self.usage()))
+    }
+
+    /// The required flags that were not given, in quotes.
+    fn missing(&self, parsed: &Parsed) -> Option<String> {
+        let missing: Vec<_> =
+            self.command().required.iter().filter(|name| !parsed.has(name)).map(|name| format!("{name:?}")).collect();
+        if missing.is_empty() { None } else { Some(missing.join(", ")) }
     }
 
     /// The text of `--help`.
@@ -209,24 +236,38 @@ impl Found {
             say(format_args!("\nExamples:\n"));
             command.example.lines().for_each(|line| say(format_args!("  {line}\n")));
         }
-        let groups: &[(Group, &str)] =
-            if self.path.len() == 1 { &GROUPS } else { &[(Group::Utility, "Available Commands")] };
+        let has_groups = self.path.len() == 1 && command.commands.iter().any(|member| member.group.has_title());
+        let groups: &[(Group, &str)] = if has_groups { &GROUPS } else { &[(Group::Utility, "Available Commands")] };
         for (group, title) in groups {
-            let members = || command.commands.iter().filter(|member| member.group == *group || self.path.len() > 1);
+            let belongs = |member: &&Command<C>| match has_groups {
+                true => member.group == *group,
+                false => member.group != Group::Hidden,
+            };
+            let members = || command.commands.iter().filter(belongs);
             if members().next().is_none() {
                 continue;
             }
             say(format_args!("\n{title}:\n"));
             members().for_each(|member| say(format_args!("  {:<15} {}\n", member.name, member.about)));
         }
-        let own: Vec<Flag> = self.path[1..].iter().flat_map(|command| command.flags).copied().collect();
+        let lists_options = self.path[0].commands.iter().any(|member| member.name == "options");
+        let own_from = if lists_options { 1 } else { self.path.len() - 1 };
+        let flags_of =
+            |path: &[&Command<C>]| path.iter().flat_map(|command| command.flags).copied().collect::<Vec<Flag>>();
+        let (inherited, own) = (flags_of(&self.path[..own_from]), flags_of(&self.path[own_from..]));
         say(format_args!("\nFlags:\n{}", list_flags(&own, true)));
+        if !lists_options && !inherited.is_empty() {
+            say(format_args!("\nGlobal Flags:\n{}", list_flags(&inherited, false)));
+        }
         if !command.commands.is_empty() {
             say(format_args!("\nUse \"{name} [command] --help\" for more information about a command.\n"));
         }
-        say(format_args!(
-            "\nUse \"etcdctl options\" for a list of global command-line options (applies to all commands).\n"
-        ));
+        if lists_options {
+            say(format_args!(
+                "\nUse \"{} options\" for a list of global command-line options (applies to all commands).\n",
+                self.path[0].name
+            ));
+        }
         out
     }
 }
@@ -242,7 +283,7 @@ pub fn list_flags(flags: &[Flag], with_help: bool) -> String {
             Kind::Switch if flag.default == "false" => String::new(),
             Kind::Switch => format!("[={}]", flag.default),
             Kind::Text => format!("=\"{}\"", flag.default),
-            Kind::Number | Kind::Duration => format!("={}", flag.default),
+            Kind::Number | Kind::Unsigned | Kind::Duration => format!("={}", flag.default),
             Kind::List => format!("=[{}]", flag.default),
         };
         format!("  {short}--{}{value}", flag.name)
@@ -251,7 +292,7 @@ pub fn list_flags(flags: &[Flag], with_help: bool) -> String {
     flags.iter().map(|flag| format!("{:<width$}   {}\n", left(flag), flag.help)).collect()
 }
 
-fn unknown_command(root: &Command, word: &str) -> String {
+fn unknown_command<C>(root: &Command<C>, word: &str) -> String {
     let mut out = format!("Error: unknown command {:?} for {:?}\n", word, root.name);
     let suggestions: Vec<_> = root
         .commands
@@ -281,63 +322,4 @@ fn distance(from: &str, to: &str) -> usize {
         }
     }
     row[to.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::command::ROOT;
-
-    fn ask(line: &str) -> (String, Asked) {
-        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-        let found = find(&ROOT, &words);
-        (found.name(), found.ask())
-    }
-
-    fn mistake(line: &str) -> String {
-        match ask(line).1 {
-            Asked::Mistake(text) => text,
-            _ => panic!("{line} is no mistake"),
-        }
-    }
-
-    #[test]
-    fn a_command_is_found_between_its_flags_and_by_a_clear_beginning() {
-        assert_eq!(ask("-w json get --prefix a").0, "etcdctl get");
-        assert_eq!(ask("--endpoints x member list").0, "etcdctl member list");
-        assert_eq!(ask("mem li").0, "etcdctl member list");
-        assert_eq!(ask("endpoint --cluster health").0, "etcdctl endpoint health");
-        assert_eq!(ask("compact 3").0, "etcdctl compaction");
-        assert_eq!(ask("-- get").0, "etcdctl");
-    }
-
-    #[test]
-    fn an_unknown_command_is_answered_with_what_is_close_to_it() {
-        assert_eq!(
-            mistake("set a b"),
-            "Error: unknown command \"set\" for \"etcdctl\"\n\nDid you mean this?\n\tget\n\tput\n\tdel\n\tuser\n\nRun 'etcdctl --help' for usage.\n"
-        );
-        assert_eq!(mistake("ls"), "Error: unknown command \"ls\" for \"etcdctl\"\nRun 'etcdctl --help' for usage.\n");
-        assert!(mistake("--bogus get a").contains("\"a\" for"), "an unknown flag is taken to have a value");
-    }
-
-    #[test]
-    fn a_group_alone_shows_its_help_and_a_wrong_flag_the_usage() {
-        assert!(matches!(ask("member nosuch").1, Asked::Help(text) if text.contains("promote")));
-        assert!(mistake("put a --bogus").starts_with("Error: unknown flag: --bogus\nUsage:\n  etcdctl put "));
-    }
-
-    /// Every command can be explained: it says what it does, and shows an example.
-    #[test]
-    fn every_command_has_help_with_an_example() {
-        fn walk(command: &Command) {
-            for member in command.commands {
-                assert!(!member.about.is_empty(), "{}", member.name);
-                let is_hidden = member.group == Group::Hidden;
-                assert!(member.run.is_none() || is_hidden || !member.example.is_empty(), "{}", member.name);
-                walk(member);
-            }
-        }
-        walk(&ROOT);
-    }
 }
