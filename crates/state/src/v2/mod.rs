@@ -34,7 +34,7 @@ use proto::v2pb;
 pub use error::{Code, Error};
 pub use event::{Action, Event, Found, Node};
 pub use hub::Watch;
-pub use snapshot::Image;
+pub use snapshot::{Image, founding_json};
 pub use stats::Counters;
 pub use tree::clean;
 

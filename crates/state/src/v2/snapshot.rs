@@ -29,6 +29,12 @@ pub struct Image {
     counters: Counters,
 }
 
+/// The tree of a cluster that begins with these members and nothing else, in the JSON of a `.snap` file.
+pub fn founding_json(members: &[Member]) -> Vec<u8> {
+    let members = members.iter().map(|member| (member.id, member.clone())).collect();
+    V2::of_cluster(&Cluster { members, ..Cluster::default() }).image().to_json()
+}
+
 impl Image {
     pub(super) fn new(root: Arc<Stored>, index: u64, history: Vec<Arc<Event>>, counters: Counters) -> Self {
         Self { root, index, history, counters }
