@@ -17,8 +17,11 @@
 mod authority;
 pub mod caller;
 mod conn;
+mod gateway;
 pub mod grpc;
 mod http1;
+mod http2;
+mod json;
 pub mod mailbox;
 pub mod member;
 pub mod metrics;
@@ -37,3 +40,17 @@ pub use metrics::Metrics;
 pub use ops::HttpOptions;
 pub use v2::{FollowerStats, MessageRate, SelfStats};
 pub use worker::{Shared, Worker};
+
+/// Doors for the targets of `fuzz/`.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    /// Reads a request of the v2 API from its head to its parameters.
+    pub fn v2_request(head: &[u8], body: &[u8]) {
+        let Some(parts) = crate::http1::fuzzing::parts(head) else { return };
+        if let Some(path) = crate::v2::decode_path(parts.uri.path()) {
+            let _ = crate::v2::clean_location(&path, parts.uri.query());
+            crate::v2::fuzzing::parameters(&parts, &path, body);
+        }
+    }
+}

@@ -15,6 +15,8 @@ pub const CLUSTER_VERSION: &str = "3.7.0";
 /// Version of the API that goes with [`ETCD_VERSION`].
 pub const API_VERSION: &str = "3.7";
 
+pub mod schema;
+
 /// Keys, values and events.
 pub mod mvccpb {
     include!(concat!(env!("OUT_DIR"), "/mvccpb.rs"));

@@ -388,7 +388,11 @@ impl Node {
         if !self.is_leader() {
             return None;
         }
-        Some(match self.state().lessor().time_to_live(id, keys, self.now_ms()) {
+        // A lease begins when the time is next looked at, and some of this millisecond has passed since: one that was just
+        // granted has less than its TTL left.
+        let (lessor, now_ms) = (self.state().lessor(), self.now_ms());
+        lessor.observe_time(now_ms);
+        Some(match lessor.time_to_live(id, keys, now_ms + 1) {
             Some(found) => TimeToLive { ttl: found.ttl, granted_ttl: found.granted_ttl, keys: found.keys },
             None => TimeToLive { ttl: -1, granted_ttl: 0, keys: Vec::new() },
         })

@@ -43,7 +43,7 @@ async fn run_campaign(worker: Rc<Worker>, mut responder: Responder, request: Cam
     };
     let place = match place.await {
         Ok(place) => place,
-        Err(error) => return responder.refuse(&worker, error),
+        Err(error) => return responder.refuse(&worker, line::refusal(error)),
     };
     let prefix = line::prefix(&request.name);
     let turn = line::wait_for_turn(&worker, &prefix, place.revision);
@@ -53,7 +53,7 @@ async fn run_campaign(worker: Rc<Worker>, mut responder: Responder, request: Cam
             let response = CampaignResponse { header: place.header, leader: Some(leader) };
             responder.message(&worker, worker.frame(&response));
         }
-        Ok(Err(error)) => responder.refuse(&worker, error),
+        Ok(Err(error)) => responder.refuse(&worker, line::refusal(error)),
         Err(interrupted) => {
             // As for locks: who stops waiting leaves the line.
             let _ = resign_from(&worker, &place.key, place.revision).await;
@@ -69,7 +69,8 @@ pub(crate) fn proclaim(worker: &Rc<Worker>, responder: Responder, request: Procl
             None => Err(leader_missing()),
             Some(leader) => proclaim_value(&worker, &leader.key, leader.rev, leader.lease, request.value).await,
         };
-        responder.answer(&worker, result.map(|header| worker.frame(&ProclaimResponse { header })));
+        responder
+            .answer(&worker, result.map(|header| worker.frame(&ProclaimResponse { header })).map_err(line::refusal));
     });
 }
 
@@ -101,7 +102,7 @@ pub(crate) fn resign(worker: &Rc<Worker>, responder: Responder, request: ResignR
             None => Err(leader_missing()),
             Some(leader) => resign_from(&worker, &leader.key, leader.rev).await,
         };
-        responder.answer(&worker, result.map(|header| worker.frame(&ResignResponse { header })));
+        responder.answer(&worker, result.map(|header| worker.frame(&ResignResponse { header })).map_err(line::refusal));
     });
 }
 
@@ -132,7 +133,7 @@ pub(crate) fn leader(worker: &Rc<Worker>, responder: Responder, request: LeaderR
             Ok((_, None)) => Err(Error::Internal("election: no leader".into())),
             Err(error) => Err(error),
         };
-        responder.answer(&worker, result);
+        responder.answer(&worker, result.map_err(line::refusal));
     });
 }
 
@@ -142,13 +143,13 @@ pub(crate) fn observe(worker: &Rc<Worker>, mut responder: Responder, request: Le
         // Until there is somebody to report nothing is sent, but the client may go.
         match line::while_client_waits(&mut responder, worker.barrier()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return responder.refuse(&worker, error),
+            Ok(Err(error)) => return responder.refuse(&worker, line::refusal(error)),
             Err(interrupted) => return line::give_up(&worker, responder, interrupted),
         }
         let Some(mut outgoing) = responder.stream(&worker) else { return };
         match follow(&worker, &line::prefix(&request.name), &mut outgoing).await {
             Ok(()) => outgoing.abandoned(&worker),
-            Err(error) => outgoing.refuse(&worker, error),
+            Err(error) => outgoing.refuse(&worker, line::refusal(error)),
         }
     });
 }

@@ -17,10 +17,19 @@ use tokio::time::sleep_until;
 
 use crate::grpc::watch::Subscription;
 use crate::grpc::wire::Responder;
+use crate::status::{Code, Refusal};
 use crate::worker::Worker;
 
 /// TTL in seconds of the lease that is granted to a client that brought none. Nobody keeps it alive.
 const DEFAULT_TTL: i64 = 60;
+
+/// How these services tell an error. etcd's are clients of etcd themselves, and the code gets lost on that way.
+pub(crate) fn refusal(error: Error) -> Refusal {
+    match error {
+        Error::Canceled | Error::DeadlineExceeded | Error::Internal(_) => error.into(),
+        error => Refusal::new(Code::Unknown, error.to_string()),
+    }
+}
 
 /// The keys of all who stand in line for `name` begin with this.
 pub(crate) fn prefix(name: &[u8]) -> Bytes {

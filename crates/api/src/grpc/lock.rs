@@ -22,13 +22,13 @@ async fn acquire(worker: Rc<Worker>, mut responder: Responder, request: LockRequ
     };
     let place = match place.await {
         Ok(place) => place,
-        Err(error) => return responder.refuse(&worker, error),
+        Err(error) => return responder.refuse(&worker, line::refusal(error)),
     };
     let prefix = line::prefix(&request.name);
     let turn = line::wait_for_turn(&worker, &prefix, place.revision);
     match line::while_client_waits(&mut responder, turn).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => return responder.refuse(&worker, error),
+        Ok(Err(error)) => return responder.refuse(&worker, line::refusal(error)),
         Err(interrupted) => {
             // Whoever stops waiting leaves the line, or those behind would wait for its lease to end. If the key cannot
             // be deleted, they do.
@@ -45,13 +45,16 @@ async fn acquire(worker: Rc<Worker>, mut responder: Responder, request: LockRequ
         }
         Err(error) => Err(error),
     };
-    responder.answer(&worker, result);
+    responder.answer(&worker, result.map_err(line::refusal));
 }
 
 pub(crate) fn unlock(worker: &Rc<Worker>, responder: Responder, request: UnlockRequest) {
     let worker = worker.clone();
     spawn_local(async move {
         let deleted = line::delete(&worker, request.key).await;
-        responder.answer(&worker, deleted.map(|deleted| worker.frame(&UnlockResponse { header: deleted.header })));
+        responder.answer(
+            &worker,
+            deleted.map(|deleted| worker.frame(&UnlockResponse { header: deleted.header })).map_err(line::refusal),
+        );
     });
 }

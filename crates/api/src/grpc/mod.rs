@@ -13,6 +13,8 @@ mod line;
 mod lock;
 mod maintenance;
 pub mod method;
+pub(crate) mod pipe;
+mod sink;
 pub(crate) mod watch;
 pub(crate) mod wire;
 
@@ -34,7 +36,7 @@ use crate::caller::{Caller, Client};
 use crate::status::{Code, Refusal};
 use crate::worker::Worker;
 use method::{Kind, Method};
-use wire::{Broken, Incoming, Responder, parse_timeout};
+use wire::{Broken, Incoming, Responder, Sink, parse_timeout};
 
 /// Begins a request that came over HTTP/2, be it a call or plain HTTP.
 pub(crate) fn begin(
@@ -45,7 +47,7 @@ pub(crate) fn begin(
 ) {
     let (head, body) = request.into_parts();
     if !is_grpc(&head.headers) {
-        spawn_local(crate::ops::serve_http2(worker.clone(), head, respond));
+        spawn_local(crate::http2::serve(worker.clone(), head, body, respond));
         return;
     }
     let path = head.uri.path();
@@ -54,18 +56,39 @@ pub(crate) fn begin(
         return;
     };
     worker.counters.started(method);
-    let mut responder =
-        Responder::new(respond, method, Caller::of_grpc(&head.headers, client), None, worker.start_time());
+    let caller = Caller::of_grpc(&head.headers, client);
+    let mut responder = Responder::new(Sink::Http2(respond), method, caller, None, worker.start_time());
     match deadline(&head.headers) {
         Ok(deadline) => responder.deadline = deadline,
         Err(refusal) => return responder.refuse(worker, refusal),
     }
-    let require_leader = head.headers.get("hasleader").is_some_and(|value| value == "true");
-    if let Err(refusal) = admit(worker, method, require_leader, &head.headers) {
+    let encoding = head.headers.get("grpc-encoding").cloned();
+    start(worker, responder, &head.headers, Incoming::new(body, worker.max_message_bytes(), encoding));
+}
+
+/// Begins a call that is made inside the process. `ask` may send what is to be there from the start.
+pub(crate) fn begin_inside(
+    worker: &Rc<Worker>,
+    method: Method,
+    caller: Caller,
+    metadata: &HeaderMap,
+    ask: impl FnOnce(&pipe::Call),
+) -> pipe::Call {
+    let (call, requests, answers) = pipe::pipe();
+    ask(&call);
+    worker.counters.started(method);
+    // Whoever calls keeps the time.
+    let responder = Responder::new(Sink::Pipe(answers), method, caller, None, worker.start_time());
+    start(worker, responder, metadata, Incoming::inside(requests, worker.max_message_bytes()));
+    call
+}
+
+fn start(worker: &Rc<Worker>, responder: Responder, metadata: &HeaderMap, mut incoming: Incoming) {
+    let method = responder.method;
+    let require_leader = metadata.get("hasleader").is_some_and(|value| value == "true");
+    if let Err(refusal) = admit(worker, method, require_leader, metadata) {
         return responder.refuse(worker, refusal);
     }
-    let encoding = head.headers.get("grpc-encoding").cloned();
-    let mut incoming = Incoming::new(body, worker.max_message_bytes(), encoding);
     match method.kind() {
         Kind::BidiStream if method == Method::Watch => {
             spawn_local(watch::serve(worker.clone(), responder, incoming, require_leader));

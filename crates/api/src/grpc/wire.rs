@@ -4,14 +4,17 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use h2::RecvStream;
 use h2::server::SendResponse;
-use h2::{RecvStream, SendStream};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use tokio::time::Instant;
 
 use crate::caller::Caller;
 use crate::grpc::method::Method;
+use crate::grpc::pipe::Requests;
+pub(crate) use crate::grpc::sink::Sink;
+use crate::grpc::sink::StreamSink;
 use crate::status::{Code, Refusal, message_header};
 use crate::worker::Worker;
 
@@ -99,33 +102,45 @@ fn compressed(encoding: Option<&HeaderValue>) -> Refusal {
 }
 
 /// The incoming side of a call.
-#[derive(Debug)]
 pub(crate) struct Incoming {
-    body: RecvStream,
-    messages: Messages,
-    encoding: Option<HeaderValue>,
+    source: Source,
+    max_bytes: usize,
+}
+
+enum Source {
+    Http2 { body: RecvStream, messages: Messages, encoding: Option<HeaderValue> },
+    Pipe(Requests),
 }
 
 impl Incoming {
     pub(crate) fn new(body: RecvStream, max_bytes: usize, encoding: Option<HeaderValue>) -> Self {
-        Self { body, messages: Messages::new(max_bytes), encoding }
+        Self { source: Source::Http2 { body, messages: Messages::new(max_bytes), encoding }, max_bytes }
+    }
+
+    /// Of a call that is made inside the process.
+    pub(crate) fn inside(requests: Requests, max_bytes: usize) -> Self {
+        Self { source: Source::Pipe(requests), max_bytes }
     }
 
     /// The next message; `Ok(None)` when the client has half-closed. An error that is no [`Refusal`] means that the
     /// stream was reset or the connection broke.
     pub(crate) fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Broken>> {
+        let (body, messages, encoding) = match &mut self.source {
+            Source::Http2 { body, messages, encoding } => (body, messages, encoding),
+            Source::Pipe(requests) => return requests.poll_message(self.max_bytes, cx),
+        };
         loop {
-            if let Some(message) = self.messages.next(self.encoding.as_ref()).map_err(Broken::Refused)? {
+            if let Some(message) = messages.next(encoding.as_ref()).map_err(Broken::Refused)? {
                 return Poll::Ready(Ok(Some(message)));
             }
-            match self.body.poll_data(cx) {
+            match body.poll_data(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => return Poll::Ready(Ok(None)),
                 Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(Broken::Reset)),
                 Poll::Ready(Some(Ok(chunk))) => {
                     // Cannot fail for bytes that were just received; if it does the stream is gone and says so next.
-                    let _ = self.body.flow_control().release_capacity(chunk.len());
-                    self.messages.push(chunk);
+                    let _ = body.flow_control().release_capacity(chunk.len());
+                    messages.push(chunk);
                 }
             }
         }
@@ -147,7 +162,7 @@ pub(crate) enum Broken {
 
 /// The outgoing side of a call that was not answered yet. Dropped unanswered, the stream is reset.
 pub(crate) struct Responder {
-    respond: SendResponse<Bytes>,
+    sink: Sink,
     pub(crate) method: Method,
     pub(crate) caller: Caller,
     /// When the client gives up, from `grpc-timeout`.
@@ -164,27 +179,22 @@ impl std::fmt::Debug for Responder {
 
 impl Responder {
     pub(crate) fn new(
-        respond: SendResponse<Bytes>,
+        sink: Sink,
         method: Method,
         caller: Caller,
         deadline: Option<Instant>,
         started: Option<Instant>,
     ) -> Self {
-        Self { respond, method, caller, deadline, started }
+        Self { sink, method, caller, deadline, started }
     }
 
     /// Answers with one message, `frame` (prefix included), and OK.
     pub(crate) fn message(mut self, worker: &Worker, frame: Bytes) {
         let bytes = frame.len() - PREFIX_BYTES;
-        let send = || {
-            let mut stream = self.respond.send_response(head(), false)?;
-            stream.send_data(frame, false)?;
-            stream.send_trailers(trailers_ok())
-        };
-        // An error means that the client has gone; it is counted as such and nobody else needs to know.
-        let code = match send() {
+        // Gone: it is counted as such and nobody else needs to know.
+        let code = match self.sink.message(frame) {
             Ok(()) => Code::Ok,
-            Err(_) => Code::Canceled,
+            Err(Gone) => Code::Canceled,
         };
         worker.counters.sent(self.method, 1, bytes);
         worker.finished(self.method, self.started, code);
@@ -193,11 +203,9 @@ impl Responder {
     /// Refuses the call.
     pub(crate) fn refuse(mut self, worker: &Worker, refusal: impl Into<Refusal>) {
         let refusal = refusal.into();
-        let mut response = head();
-        status_into(response.headers_mut(), &refusal);
-        let code = match self.respond.send_response(response, true) {
-            Ok(_) => refusal.code,
-            Err(_) => Code::Canceled,
+        let code = match self.sink.refuse(&refusal) {
+            Ok(()) => refusal.code,
+            Err(Gone) => Code::Canceled,
         };
         worker.finished(self.method, self.started, code);
     }
@@ -212,7 +220,7 @@ impl Responder {
 
     /// Ready when the client has reset the call or its connection is gone.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.respond.poll_reset(cx).map(|_| ())
+        self.sink.poll_gone(cx)
     }
 
     /// Notes that the client went away before it was answered.
@@ -221,10 +229,10 @@ impl Responder {
     }
 
     /// Sends the headers and keeps the stream open for messages. `None`: the client has gone.
-    pub(crate) fn stream(mut self, worker: &Worker) -> Option<Outgoing> {
-        match self.respond.send_response(head(), false) {
-            Ok(stream) => Some(Outgoing { stream, method: self.method, started: self.started }),
-            Err(_) => {
+    pub(crate) fn stream(self, worker: &Worker) -> Option<Outgoing> {
+        match self.sink.stream() {
+            Ok(sink) => Some(Outgoing { sink, method: self.method, started: self.started }),
+            Err(Gone) => {
                 worker.finished(self.method, self.started, Code::Canceled);
                 None
             }
@@ -234,7 +242,7 @@ impl Responder {
 
 /// The outgoing side of a stream of messages.
 pub(crate) struct Outgoing {
-    stream: SendStream<Bytes>,
+    sink: StreamSink,
     method: Method,
     started: Option<Instant>,
 }
@@ -244,31 +252,21 @@ pub(crate) struct Outgoing {
 pub(crate) struct Gone;
 
 impl Outgoing {
-    /// Hands `data` (`messages` whole messages with their prefixes) to HTTP/2, which keeps what the client's window does
-    /// not take yet. The caller looks at [`Outgoing::has_room`] before it sends more.
+    /// Hands on `data` (`messages` whole messages with their prefixes); what the client's window does not take yet is kept.
+    /// The caller looks at [`Outgoing::has_room`] before it sends more.
     pub(crate) fn send_now(&mut self, worker: &Worker, data: Bytes, messages: u64) -> Result<(), Gone> {
         worker.counters.sent(self.method, messages, data.len());
-        self.stream.send_data(data, false).map_err(|_| Gone)
+        self.sink.send(data)
     }
 
     /// Whether everything sent so far has left for the client's window and there is room for more.
     pub(crate) fn has_room(&mut self) -> bool {
-        self.stream.reserve_capacity(1);
-        self.stream.capacity() > 0
+        self.sink.has_room()
     }
 
     /// Ready when [`Outgoing::has_room`].
     pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
-        loop {
-            if self.has_room() {
-                return Poll::Ready(Ok(()));
-            }
-            match self.stream.poll_capacity(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok(_))) => {}
-                Poll::Ready(_) => return Poll::Ready(Err(Gone)),
-            }
-        }
+        self.sink.poll_room(cx)
     }
 
     /// Waits for room, then sends.
@@ -279,14 +277,14 @@ impl Outgoing {
 
     /// Ready when the client has reset the stream or its connection is gone.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stream.poll_reset(cx).map(|_| ())
+        self.sink.poll_gone(cx)
     }
 
     /// Ends the stream with OK.
     pub(crate) fn end(mut self, worker: &Worker) {
-        let code = match self.stream.send_trailers(trailers_ok()) {
+        let code = match self.sink.end(Ok(())) {
             Ok(()) => Code::Ok,
-            Err(_) => Code::Canceled,
+            Err(Gone) => Code::Canceled,
         };
         worker.finished(self.method, self.started, code);
     }
@@ -294,11 +292,9 @@ impl Outgoing {
     /// Ends the stream with an error.
     pub(crate) fn refuse(mut self, worker: &Worker, refusal: impl Into<Refusal>) {
         let refusal = refusal.into();
-        let mut trailers = HeaderMap::with_capacity(2);
-        status_into(&mut trailers, &refusal);
-        let code = match self.stream.send_trailers(trailers) {
+        let code = match self.sink.end(Err(&refusal)) {
             Ok(()) => refusal.code,
-            Err(_) => Code::Canceled,
+            Err(Gone) => Code::Canceled,
         };
         worker.finished(self.method, self.started, code);
     }
@@ -317,19 +313,19 @@ pub(crate) fn refuse_unknown(respond: &mut SendResponse<Bytes>, message: String)
     let _ = respond.send_response(response, true);
 }
 
-fn head() -> Response<()> {
+pub(crate) fn head() -> Response<()> {
     let mut response = Response::new(());
     response.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT_TYPE.clone());
     response
 }
 
-fn trailers_ok() -> HeaderMap {
+pub(crate) fn trailers_ok() -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(2);
     trailers.insert(GRPC_STATUS.clone(), Code::Ok.header());
     trailers
 }
 
-fn status_into(headers: &mut HeaderMap, refusal: &Refusal) {
+pub(crate) fn status_into(headers: &mut HeaderMap, refusal: &Refusal) {
     headers.insert(GRPC_STATUS.clone(), refusal.code.header());
     headers.insert(GRPC_MESSAGE.clone(), message_header(&refusal.message));
 }

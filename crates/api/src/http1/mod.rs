@@ -9,6 +9,7 @@
 //! A head has at most 1 MiB and 128 fields, a body 10 MiB; both have to arrive within five minutes. At most one request
 //! of a connection is in work, and nothing is read ahead of it but what came in the same read.
 
+mod body;
 mod head;
 
 use std::cell::RefCell;
@@ -22,11 +23,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method, Response, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use crate::conn::closed;
+use crate::gateway::{Exchange, Piece, websocket};
 use crate::ops::{self, Port};
 use crate::v2::{Body, Watching};
 use crate::worker::Worker;
@@ -37,9 +40,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
 /// The largest head, with the address and all fields; Go's bound.
 const MAX_HEAD_BYTES: usize = 1 << 20;
 /// The largest body; Go's own bound on forms.
-const MAX_BODY_BYTES: usize = 10 << 20;
-/// The longest line that begins a chunk, and the most that may follow the last one.
-const MAX_LINE_BYTES: usize = 4 << 10;
+pub(crate) const MAX_BODY_BYTES: usize = 10 << 20;
 /// What is read at once.
 const READ_BYTES: usize = 16 << 10;
 /// What may come from a client while it waits for events; beyond that it is no longer noticed when it goes.
@@ -92,6 +93,26 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
             Some(Err(fault)) => return self.refuse(fault).await,
             None => return Ok(false),
         };
+        if websocket::is_wanted(&parts.headers)
+            && let Some(name) = ops::gateway_method(worker, port, &parts)
+        {
+            return Box::pin(self.websocket(worker, &name, parts)).await;
+        }
+        if let Some(begun) = ops::begin_gateway(worker, port, &parts) {
+            // In a box, as below.
+            let (keep_alive, reader) = (keep_alive, body::Reader::new(length));
+            return match begun {
+                Ok(exchange) => {
+                    Box::pin(self.exchange(worker, &parts, exchange, reader, keep_alive, waits_for_leave)).await
+                }
+                Err(response) => {
+                    let read_whole = self.body(length, waits_for_leave).await.is_ok();
+                    self.give_back();
+                    let (is_head, is_1_1) = (parts.method == Method::HEAD, parts.version == Version::HTTP_11);
+                    self.whole(is_head, is_1_1, response, keep_alive && read_whole, read_whole).await
+                }
+            };
+        }
         let (payload, read_whole) = match self.body(length, waits_for_leave).await {
             Ok(body) => (Ok(body), true),
             Err(Unread::Fault(fault)) => return self.refuse(fault).await,
@@ -102,23 +123,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         self.give_back();
         let (is_head, is_1_1) = (parts.method == Method::HEAD, parts.version == Version::HTTP_11);
         // In a box: a connection that only waits afterwards must not keep room for what it did before.
-        let response = Box::pin(ops::serve_http1(worker, port, parts, payload)).await;
+        let response = Box::pin(ops::serve(worker, port, parts, payload)).await;
         let mut keep_alive = keep_alive && read_whole && !*worker.shared.closing.borrow();
         let (head, body) = response.into_parts();
         match body {
             Body::Whole(body) => {
-                let length = Some(body.len()).filter(|_| head.status != StatusCode::NO_CONTENT);
-                self.write_head(head.status, &head.headers, is_1_1, Frame { length, keep_alive });
-                if !is_head && body.len() >= OWN_WRITE_BYTES {
-                    self.flush().await?;
-                    self.io.write_all(&body).await?;
-                } else if !is_head {
-                    self.output.extend_from_slice(&body);
-                }
-                // What was asked in one go is answered in one go.
-                if self.input.is_empty() || !keep_alive || self.output.len() >= OWN_WRITE_BYTES {
-                    self.flush().await?;
-                }
+                let response = Response::from_parts(head, body);
+                return self.whole(is_head, is_1_1, response, keep_alive, read_whole).await;
             }
             Body::Watch(watching) => {
                 keep_alive = keep_alive && is_1_1;
@@ -132,6 +143,170 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
             self.end(!read_whole).await?;
         }
         Ok(keep_alive)
+    }
+
+    /// Answers with all there is to say. Says whether there may be another request.
+    async fn whole(
+        &mut self,
+        is_head: bool,
+        is_1_1: bool,
+        response: Response<Bytes>,
+        keep_alive: bool,
+        read_whole: bool,
+    ) -> io::Result<bool> {
+        let (head, body) = response.into_parts();
+        let length = Some(body.len()).filter(|_| head.status != StatusCode::NO_CONTENT);
+        self.write_head(head.status, &head.headers, is_1_1, Frame { length, keep_alive });
+        if !is_head {
+            if body.len() >= OWN_WRITE_BYTES {
+                self.flush().await?;
+                self.io.write_all(&body).await?;
+            } else {
+                self.output.extend_from_slice(&body);
+            }
+        }
+        // What was asked in one go is answered in one go.
+        if self.input.is_empty() || !keep_alive || self.output.len() >= OWN_WRITE_BYTES {
+            self.flush().await?;
+        }
+        if !keep_alive {
+            self.end(!read_whole).await?;
+        }
+        Ok(keep_alive)
+    }
+
+    // --- the gateway ---
+
+    /// Turns the connection into a WebSocket and serves that. No other request follows.
+    async fn websocket(&mut self, worker: &Rc<Worker>, name: &str, request: Parts) -> io::Result<bool> {
+        match websocket::accept(&request, &worker.shared.http) {
+            Err(status) => self.whole(false, true, websocket::refusal(status), false, true).await,
+            Ok(response) => {
+                self.write_head(response.status(), response.headers(), true, Frame { length: None, keep_alive: true });
+                self.flush().await?;
+                let ahead = std::mem::take(&mut self.input);
+                websocket::serve(&mut self.io, ahead, worker, name, request).await;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Answers a request to the gateway, whose body may come while the answer goes. Says whether there may be another one.
+    async fn exchange(
+        &mut self,
+        worker: &Rc<Worker>,
+        request: &Parts,
+        mut exchange: Box<Exchange>,
+        mut reader: body::Reader,
+        keep_alive: bool,
+        waits_for_leave: bool,
+    ) -> io::Result<bool> {
+        let is_1_1 = request.version == Version::HTTP_11;
+        if waits_for_leave && self.input.is_empty() && !reader.is_done() {
+            self.output.extend_from_slice(CONTINUE);
+        }
+        let mut has_head = false;
+        loop {
+            let step = poll_fn(|cx| self.poll_exchange(&mut exchange, &mut reader, has_head, cx)).await;
+            let is_quiet = matches!(step, Ok(Step::Flush));
+            match step {
+                Err(Unread::Fault(fault)) if !has_head => return self.refuse(fault).await,
+                Err(Unread::Io(error)) => return Err(error),
+                Err(_) => return Err(io::ErrorKind::InvalidData.into()),
+                Ok(Step::Flush) => {}
+                Ok(Step::Say(Piece::Whole(mut response))) => {
+                    worker.shared.http.allow_origin(&request.headers, response.headers_mut());
+                    let keep_alive = keep_alive && reader.is_done() && !*worker.shared.closing.borrow();
+                    return self
+                        .whole(request.method == Method::HEAD, is_1_1, response, keep_alive, reader.is_done())
+                        .await;
+                }
+                Ok(Step::Say(Piece::Head(mut response))) => {
+                    worker.shared.http.allow_origin(&request.headers, response.headers_mut());
+                    let frame = Frame { length: None, keep_alive: keep_alive && is_1_1 };
+                    self.write_head(response.status(), response.headers(), is_1_1, frame);
+                    has_head = true;
+                }
+                Ok(Step::Say(Piece::Data(data))) => self.write_data(&data, is_1_1),
+                Ok(Step::End) => {
+                    if is_1_1 {
+                        self.output.extend_from_slice(LAST_CHUNK);
+                    }
+                    self.flush().await?;
+                    let keep_alive = keep_alive && is_1_1 && reader.is_done() && !self.is_closing;
+                    if !keep_alive {
+                        self.end(!reader.is_done()).await?;
+                    }
+                    return Ok(keep_alive);
+                }
+            }
+            if is_quiet || self.output.len() >= OWN_WRITE_BYTES {
+                self.flush().await?;
+            }
+        }
+    }
+
+    fn poll_exchange(
+        &mut self,
+        exchange: &mut Exchange,
+        reader: &mut body::Reader,
+        has_head: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Step, Unread>> {
+        loop {
+            let has_fed = self.poll_feed(exchange, reader, cx)?;
+            if let Poll::Ready(piece) = exchange.poll_next(cx) {
+                return Poll::Ready(Ok(piece.map_or(Step::End, Step::Say)));
+            }
+            if has_fed {
+                continue;
+            }
+            if !self.output.is_empty() {
+                return Poll::Ready(Ok(Step::Flush));
+            }
+            if has_head && self.poll_closing(cx) {
+                return Poll::Ready(Ok(Step::End));
+            }
+            // A request that comes to an end must do so in time; one that goes on as long as its answer need not.
+            if !reader.is_done() && !exchange.is_duplex() && self.deadline.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(Unread::Io(io::ErrorKind::TimedOut.into())));
+            }
+            return Poll::Pending;
+        }
+    }
+
+    /// Hands on a piece of the body, if there is one and it is wanted. Behind the body it reads on, to notice when the client
+    /// goes: what it asks meanwhile has to wait.
+    fn poll_feed(
+        &mut self,
+        exchange: &mut Exchange,
+        reader: &mut body::Reader,
+        cx: &mut Context<'_>,
+    ) -> Result<bool, Unread> {
+        if !reader.is_done() && !exchange.wants_input() {
+            return Ok(false);
+        }
+        loop {
+            if !exchange.has_whole_body() {
+                if let Some(part) = reader.take(&mut self.input).map_err(Unread::Fault)? {
+                    exchange.push(&part);
+                    return Ok(true);
+                }
+                if reader.is_done() {
+                    exchange.end_of_body();
+                    return Ok(true);
+                }
+            }
+            if self.input.len() >= MAX_AHEAD_BYTES {
+                return Ok(false);
+            }
+            match self.poll_read(cx) {
+                Poll::Ready(Ok(0)) => return Err(Unread::Io(io::ErrorKind::UnexpectedEof.into())),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Err(Unread::Io(error)),
+                Poll::Pending => return Ok(false),
+            }
+        }
     }
 
     // --- reading ---
@@ -169,73 +344,22 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
             return Err(Unread::TooLarge);
         }
         if waits_for_leave && self.input.is_empty() {
-            self.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            self.output.extend_from_slice(CONTINUE);
         }
-        let length = match length {
-            // It fits, as was just seen.
-            Length::Known(length) => length as usize,
-            Length::Chunked => return self.chunks().await,
-        };
-        while self.input.len() < length {
-            self.more().await?;
-        }
-        Ok(self.input.split_to(length).freeze())
-    }
-
-    async fn chunks(&mut self) -> Result<Bytes, Unread> {
-        const BAD: Unread = Unread::Fault(Fault(StatusCode::BAD_REQUEST, ": malformed chunked encoding"));
+        let mut reader = body::Reader::new(length);
         let mut body = BytesMut::new();
         loop {
-            let line = self.line().await?;
-            // What follows a semicolon is an extension, of which there are none that anybody uses.
-            let digits = line[..].split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii_end();
-            let is_hex = !digits.is_empty() && digits.iter().all(u8::is_ascii_hexdigit);
-            let digits = std::str::from_utf8(digits).ok().filter(|_| is_hex).ok_or(BAD)?;
-            let size = u64::from_str_radix(digits, 16).map_err(|_| BAD)?;
-            if size == 0 {
-                break;
+            while let Some(part) = reader.take(&mut self.input).map_err(Unread::Fault)? {
+                if body.is_empty() && reader.is_done() {
+                    return Ok(part);
+                }
+                body.extend_from_slice(&part);
             }
-            let room = MAX_BODY_BYTES - body.len();
-            let size = usize::try_from(size).ok().filter(|size| *size <= room).ok_or(Unread::TooLarge)?;
-            while self.input.len() < size + 2 {
-                self.more().await?;
-            }
-            body.extend_from_slice(&self.input[..size]);
-            if &self.input[size..size + 2] != b"\r\n" {
-                return Err(BAD);
-            }
-            self.input.advance(size + 2);
-        }
-        // Fields may follow, of which nobody here knows any.
-        let mut more = 0;
-        loop {
-            let line = self.line().await?;
-            more += line.len();
-            if line.is_empty() {
+            if reader.is_done() {
                 return Ok(body.freeze());
             }
-            if more > MAX_LINE_BYTES {
-                return Err(BAD);
-            }
-        }
-    }
-
-    /// A line, without its end.
-    async fn line(&mut self) -> Result<BytesMut, Unread> {
-        let mut seen: usize = 0;
-        loop {
-            if let Some(at) = self.input[seen..].iter().position(|byte| *byte == b'\n') {
-                let mut line = self.input.split_to(seen + at + 1);
-                // A lone \n ends a line for some readers and not for others.
-                if !line.ends_with(b"\r\n") {
-                    return Err(Unread::Fault(Fault(StatusCode::BAD_REQUEST, ": malformed chunked encoding")));
-                }
-                line.truncate(line.len() - 2);
-                return Ok(line);
-            }
-            seen = self.input.len();
-            if seen > MAX_LINE_BYTES {
-                return Err(Unread::Fault(Fault(StatusCode::BAD_REQUEST, ": header line too long")));
+            if body.len() as u64 + reader.announced() > MAX_BODY_BYTES as u64 {
+                return Err(Unread::TooLarge);
             }
             self.more().await?;
         }
@@ -307,7 +431,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         with_date(|date| field(out, &DATE, date));
         match frame.length {
             Some(length) => field(out, &CONTENT_LENGTH, length.to_string().as_bytes()),
-            None if is_1_1 && status != StatusCode::NO_CONTENT => field(out, &TRANSFER_ENCODING, b"chunked"),
+            None if is_1_1 && status != StatusCode::NO_CONTENT && !status.is_informational() => {
+                field(out, &TRANSFER_ENCODING, b"chunked")
+            }
             None => {}
         }
         if !frame.keep_alive {
@@ -316,6 +442,16 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
             field(out, &CONNECTION, b"keep-alive");
         }
         out.extend_from_slice(b"\r\n");
+    }
+
+    fn write_data(&mut self, data: &[u8], is_1_1: bool) {
+        if is_1_1 {
+            self.output.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+        }
+        self.output.extend_from_slice(data);
+        if is_1_1 {
+            self.output.extend_from_slice(b"\r\n");
+        }
     }
 
     /// Writes events as they come. Says whether the answer has come to its end, so that another can follow.
@@ -336,16 +472,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
             .await?;
             let is_last = event.is_none() || watching.is_done();
             if let Some(event) = event {
-                if is_1_1 {
-                    self.output.extend_from_slice(format!("{:x}\r\n", event.len()).as_bytes());
-                }
-                self.output.extend_from_slice(&event);
-                if is_1_1 {
-                    self.output.extend_from_slice(b"\r\n");
-                }
+                self.write_data(&event, is_1_1);
             }
             if is_last && is_1_1 {
-                self.output.extend_from_slice(b"0\r\n\r\n");
+                self.output.extend_from_slice(LAST_CHUNK);
             }
             self.flush().await?;
             if is_last {
@@ -387,6 +517,17 @@ struct Frame {
     /// None: it has no body, or one whose length is not known.
     length: Option<usize>,
     keep_alive: bool,
+}
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// What comes next in an exchange with the gateway.
+enum Step {
+    Say(Piece),
+    /// Nothing more for now.
+    Flush,
+    End,
 }
 
 /// Why a body was not read.
@@ -431,4 +572,12 @@ fn with_date(write: impl FnOnce(&[u8])) {
         }
         write(text.as_bytes());
     });
+}
+
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing {
+    pub(crate) fn parts(head: &[u8]) -> Option<http::request::Parts> {
+        let end = super::head::end(head, 0)?;
+        Some(super::head::parse(bytes::Bytes::copy_from_slice(&head[..end])).ok()?.parts)
+    }
 }

@@ -1,12 +1,10 @@
-//! Plain HTTP: health, version, metrics. The same answers over HTTP/1.1 and HTTP/2.
+//! Plain HTTP: what is asked of which path; health, version, metrics. The same answers over HTTP/1.1 and HTTP/2.
 
 mod checks;
-mod gateway;
 
 use std::rc::Rc;
 
 use bytes::Bytes;
-use h2::server::SendResponse;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONTENT_LENGTH,
     CONTENT_TYPE, HOST, ORIGIN,
@@ -15,6 +13,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use serde_json::json;
 
+use crate::gateway::{self, Exchange};
 use crate::http1::Payload;
 use crate::member::Member;
 use crate::metrics::file_descriptors;
@@ -30,11 +29,13 @@ pub struct HttpOptions {
     pub host_whitelist: Vec<String>,
     /// `--enable-v2`: whether there is anything under `/v2`.
     pub v2: bool,
+    /// `--enable-grpc-gateway`: whether there is anything under `/v3`.
+    pub gateway: bool,
 }
 
 impl Default for HttpOptions {
     fn default() -> Self {
-        Self { cors: vec!["*".into()], host_whitelist: vec!["*".into()], v2: true }
+        Self { cors: vec!["*".into()], host_whitelist: vec!["*".into()], v2: true, gateway: true }
     }
 }
 
@@ -45,8 +46,39 @@ pub(crate) enum Port {
     Metrics,
 }
 
-/// Answers a request over HTTP/1.1.
-pub(crate) async fn serve_http1(worker: &Rc<Worker>, port: Port, head: Parts, body: Payload) -> Response<Body> {
+/// Begins to answer a request to the JSON gateway; `None` if it is not one. An error is the whole answer.
+pub(crate) fn begin_gateway(
+    worker: &Rc<Worker>,
+    port: Port,
+    head: &Parts,
+) -> Option<Result<Box<Exchange>, Response<Bytes>>> {
+    let name = gateway_method(worker, port, head)?;
+    let options = &worker.shared.http;
+    let begun = gateway::begin(worker, &name, head, false);
+    Some(begun.map(Box::new).map_err(|refusal| {
+        let mut response = gateway::error(&refusal);
+        options.allow_origin(&head.headers, response.headers_mut());
+        response
+    }))
+}
+
+/// The name of the method that a request to the gateway is for; `None` if it is not one.
+pub(crate) fn gateway_method(worker: &Worker, port: Port, head: &Parts) -> Option<String> {
+    let options = &worker.shared.http;
+    if port != Port::Client || !options.gateway || head.method == Method::OPTIONS {
+        return None;
+    }
+    // What is not in order is refused, or sent to its right place, by those who answer everything else.
+    let path = v2::decode_path(head.uri.path())?;
+    let name = gateway::below_prefix(&path)?;
+    if v2::clean_location(&path, None).is_some() || options.refuse_host(&head.uri, &head.headers).is_some() {
+        return None;
+    }
+    Some(name.to_owned())
+}
+
+/// Answers any other request.
+pub(crate) async fn serve(worker: &Rc<Worker>, port: Port, head: Parts, body: Payload) -> Response<Body> {
     if port != Port::Client {
         return respond(worker, port, &head).await.map(Body::Whole);
     }
@@ -64,19 +96,6 @@ pub(crate) async fn serve_http1(worker: &Rc<Worker>, port: Port, head: Parts, bo
         }
     }
     respond(worker, port, &head).await.map(Body::Whole)
-}
-
-/// Answers a request over HTTP/2.
-pub(crate) async fn serve_http2(worker: Rc<Worker>, head: Parts, mut send: SendResponse<Bytes>) {
-    let response = respond(&worker, Port::Client, &head).await;
-    let body = response.body().clone();
-    let empty = body.is_empty() || head.method == Method::HEAD;
-    // An error means that the client has gone.
-    if let Ok(mut stream) = send.send_response(response.map(|_| ()), empty)
-        && !empty
-    {
-        let _ = stream.send_data(body, true);
-    }
 }
 
 async fn respond(worker: &Rc<Worker>, port: Port, head: &Parts) -> Response<Bytes> {
@@ -104,7 +123,6 @@ async fn route(worker: &Rc<Worker>, port: Port, method: &Method, uri: &Uri) -> R
         ("/health", _) => only_get(method, checks::health(worker, query)).await,
         ("/metrics", _) => metrics(worker),
         ("/debug/vars", Port::Client) => only_get(method, async { variables(worker) }).await,
-        ("/v3/cluster/member/list", Port::Client) if method == Method::POST => gateway::member_list(worker),
         _ => {
             let (root, check) = match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
                 Some((root, check)) => (root, Some(check)),

@@ -3,8 +3,9 @@
 use http::{Response, StatusCode};
 use serde_json::Value;
 
-use super::{Body, go, message};
+use super::{Body, message};
 use crate::http1::Payload;
+use crate::json;
 use crate::member::LogLevel;
 use crate::worker::Worker;
 
@@ -24,7 +25,7 @@ pub(super) fn serve(worker: &Worker, body: Payload) -> Response<Body> {
 
 /// The field `Level` of a body; empty if it is not given, none if there is no such thing in it.
 fn level_name(body: &[u8]) -> Option<String> {
-    let fields = match go::first_value(body).ok()? {
+    let fields = match json::first_value(body).ok()? {
         Value::Null => return Some(String::new()),
         Value::Object(fields) => fields,
         _ => return None,

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 use state::Error;
 
-use super::{Body, add_cluster_id, auth, go, go_json, json, message, method_not_allowed};
+use super::{Body, add_cluster_id, auth, go_json, json, message, method_not_allowed};
 use crate::http1::Payload;
 use crate::member::{Answer, MemberChange};
 use crate::worker::Worker;
@@ -164,12 +164,13 @@ fn asked(head: &Parts, body: Payload) -> Result<Vec<String>, Box<Response<Body>>
 /// The list `peerURLs` of a body; empty if there is none. The error is what Go's parser says.
 fn peer_urls(body: &[u8]) -> Result<Vec<String>, String> {
     const ASKED: &str = r#"struct { PeerURLs []string "json:\"peerURLs\"" }"#;
-    if let Some(fault) = go::syntax_fault(body) {
+    if let Some(fault) = crate::json::syntax_fault(body) {
         return Err(fault);
     }
-    let mismatch =
-        |value: &Value, place: &str| Err(format!("json: cannot unmarshal {} into Go {place}", go::kind(value)));
-    let fields = match go::decode(body)? {
+    let mismatch = |value: &Value, place: &str| {
+        Err(format!("json: cannot unmarshal {} into Go {place}", crate::json::kind(value)))
+    };
+    let fields = match crate::json::decode(body)? {
         Value::Null => return Ok(Vec::new()),
         Value::Object(fields) => fields,
         other => return mismatch(&other, &format!("value of type {ASKED}")),

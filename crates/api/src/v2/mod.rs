@@ -6,7 +6,6 @@
 mod auth;
 mod body;
 mod form;
-mod go;
 mod keys;
 mod log_level;
 mod members;
@@ -233,5 +232,14 @@ fn add_cluster_id(worker: &Worker, response: &mut Response<Body>) {
     let id = format!("{:x}", worker.member().identity().cluster_id);
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(X_ETCD_CLUSTER_ID, id);
+    }
+}
+
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing {
+    pub(crate) fn parameters(head: &http::request::Parts, path: &str, body: &[u8]) {
+        let _ = super::form::parse(head, path, body, 0);
+        let _ = crate::json::syntax_fault(body).is_none().then(|| crate::json::decode(body));
+        let _ = crate::json::first_value(body);
     }
 }

@@ -211,14 +211,14 @@ impl Server {
     }
 
     pub fn with_limits(limits: Limits) -> Self {
+        Self::with(limits, HttpOptions::default())
+    }
+
+    pub fn with(limits: Limits, http: HttpOptions) -> Self {
         let member = FakeMember::new(limits);
         let (close, closing) = tokio::sync::watch::channel(false);
-        let shared = Arc::new(Shared {
-            member: member.clone(),
-            metrics: Metrics::new(false),
-            http: HttpOptions::default(),
-            closing: closing.clone(),
-        });
+        let shared =
+            Arc::new(Shared { member: member.clone(), metrics: Metrics::new(false), http, closing: closing.clone() });
         let (tell, told) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

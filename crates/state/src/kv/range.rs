@@ -4,6 +4,7 @@
 //! looking at no value; then their bytes are read and either decoded ([`range`]) or passed on as they are
 //! ([`encode`]).
 
+use std::cmp::Reverse;
 use std::ops::ControlFlow;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -116,15 +117,18 @@ fn sort(items: &mut [Item], plan: &Plan) {
     if plan.order == SortOrder::None {
         return;
     }
-    match plan.target {
-        SortTarget::Version => items.sort_by_key(|item| item.found.meta.version),
-        SortTarget::Create => items.sort_by_key(|item| item.found.meta.create_revision),
-        SortTarget::Mod => items.sort_by_key(|item| item.found.meta.modified.main),
-        SortTarget::Key => {}
-        SortTarget::Value => return,
-    }
-    if plan.order == SortOrder::Descend {
-        items.reverse();
+    let by: fn(&Item) -> i64 = match plan.target {
+        SortTarget::Version => |item| item.found.meta.version,
+        SortTarget::Create => |item| item.found.meta.create_revision,
+        SortTarget::Mod => |item| item.found.meta.modified.main,
+        // In this order already.
+        SortTarget::Key if plan.order == SortOrder::Descend => return items.reverse(),
+        SortTarget::Key | SortTarget::Value => return,
+    };
+    // What is equal stays in the order of keys, either way.
+    match plan.order {
+        SortOrder::Descend => items.sort_by_key(|item| Reverse(by(item))),
+        _ => items.sort_by_key(by),
     }
 }
 
@@ -184,9 +188,9 @@ pub(crate) fn range_at(
         }
     }
     if plan.target == SortTarget::Value {
-        kvs.sort_by(|a, b| a.value.cmp(&b.value));
-        if plan.order == SortOrder::Descend {
-            kvs.reverse();
+        match plan.order {
+            SortOrder::Descend => kvs.sort_by(|a, b| b.value.cmp(&a.value)),
+            _ => kvs.sort_by(|a, b| a.value.cmp(&b.value)),
         }
         if kvs.len() > plan.limit {
             kvs.truncate(plan.limit);
