@@ -38,6 +38,20 @@ pub fn ours() -> Binary {
     .clone()
 }
 
+/// Our `etcdutl`: the program of this build.
+///
+/// # Panics
+/// If it cannot be built.
+pub fn etcdutl() -> PathBuf {
+    static ETCDUTL: OnceLock<PathBuf> = OnceLock::new();
+    ETCDUTL.get_or_init(|| build("etcdutl")).clone()
+}
+
+/// Real etcds that have been fetched, each in a folder with its tools; none where there are none.
+pub fn peer_folders() -> Vec<PathBuf> {
+    ["3.4", "3.5.1"].map(|version| peers().join(version)).into_iter().filter(|folder| folder.is_dir()).collect()
+}
+
 /// Builds the program of `package` with the profile of the running test and says where it is.
 fn build(package: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a running program has a path");

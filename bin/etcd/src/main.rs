@@ -38,9 +38,13 @@ fn main() -> ExitCode {
     abort_on_panic();
     return_memory_at_once();
     let command: Vec<String> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
-    if let Some(program @ ("gateway" | "grpc-proxy" | "rpc-proxy")) = command.get(1).map(String::as_str) {
-        eprintln!("etcd {program} is not part of this version");
-        return ExitCode::from(EXIT_FAILURE);
+    match command.get(1).map(String::as_str) {
+        Some("gateway") => return gateway(&command[1..]),
+        Some("grpc-proxy") => {
+            eprintln!("etcd grpc-proxy is not part of this version; etcd gateway passes connections on");
+            return ExitCode::from(EXIT_FAILURE);
+        }
+        _ => {}
     }
     let around = Surroundings {
         environment: std::env::vars_os()
@@ -81,6 +85,19 @@ fn main() -> ExitCode {
         return ExitCode::from(EXIT_FAILURE);
     }
     start(loaded)
+}
+
+/// Runs the gateway, whose log has no flags of its own.
+fn gateway(words: &[String]) -> ExitCode {
+    if let Err(error) = logging::init(&logging::LogConfig::default()) {
+        eprintln!("etcd: {error}");
+    }
+    let (code, stdout, stderr) = proxy::run(words, server::notify::ready);
+    eprint!("{stderr}");
+    match print(&stdout) {
+        ExitCode::SUCCESS => ExitCode::from(code),
+        failure => failure,
+    }
 }
 
 /// Writes to stdout. Whoever has read enough may close the pipe.

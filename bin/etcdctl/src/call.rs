@@ -188,7 +188,10 @@ impl Call {
         let domain = self.parsed.text("discovery-srv");
         if !domain.is_empty() {
             let secure_only = !self.parsed.is("insecure-discovery");
-            return crate::discovery::endpoints(domain, self.parsed.text("discovery-srv-name"), secure_only)
+            let found = srv::client_endpoints(domain, self.parsed.text("discovery-srv-name"), secure_only);
+            let url = |found: &srv::Endpoint| format!("{}://{}", found.scheme, found.target.address());
+            return found
+                .map(|found| found.iter().map(url).collect())
                 .map_err(|reason| Failure::new(exit::ERROR, reason));
         }
         let endpoints = self.parsed.list("endpoints");

@@ -2,7 +2,6 @@
 
 mod call;
 mod command;
-mod discovery;
 mod output;
 
 use call::{Call, Failure, exit};

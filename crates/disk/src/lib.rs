@@ -14,7 +14,7 @@ mod real;
 
 pub use background::{in_background, in_background_and_wait};
 pub use mem::MemDisk;
-pub use real::RealDisk;
+pub use real::{RealDisk, UnsyncedDisk};
 
 /// How to open a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixDatagram;
 
 /// Sends `READY=1` to the socket in `NOTIFY_SOCKET`, if there is one.
-pub(crate) fn ready() {
+pub fn ready() {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else { return };
     tracing::info!("notifying init daemon");
     let sent = UnixDatagram::unbound().and_then(|socket| {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use api::HttpOptions;
 use api::{Identity, Limits, Metrics};
-use disk::{Disk, RealDisk};
+use disk::{Disk, RealDisk, UnsyncedDisk};
 use proto::membershippb;
 
 use crate::applier::{self, Applier, Runner};
@@ -21,6 +21,7 @@ use crate::config::{AutoCompaction, ClusterError, ClusterState, Config, ProxyMod
 use crate::consensus::{Consensus, Event, Ticks};
 use crate::corruption::{self, Inconsistent};
 use crate::discovery::{self, DiscoveryError};
+use crate::dns_cluster;
 use crate::downgrade;
 use crate::drive::{self, Core};
 use crate::host::{Network, System};
@@ -152,6 +153,12 @@ async fn live_as_proxy(config: &Config, peer_urls: Vec<String>, signals: &mut Si
 
 /// Name and peer URLs of every initial member: from the flags, or from the discovery service that they name.
 async fn founders(config: &Config) -> Result<BTreeMap<String, Vec<Url>>, StartError> {
+    if !config.discovery.srv.is_empty() && !config.is_initialized() {
+        let asking = config.clone();
+        let list = aside("discovery", move || dns_cluster::founders(&asking, &srv::look_up, &resolve)).await?;
+        let list = list.map_err(StartError::Failed)?;
+        return Ok(Config { initial_cluster: list, ..config.clone() }.initial_members()?);
+    }
     if config.discovery.url.is_empty() || config.is_initialized() {
         return Ok(config.initial_members()?);
     }
@@ -161,6 +168,24 @@ async fn founders(config: &Config) -> Result<BTreeMap<String, Vec<Url>>, StartEr
     let pairs: Vec<String> = urls.iter().map(|url| format!("{}={url}", config.name)).collect();
     let list = aside("discovery", move || place.join(id, &pairs.join(","))).await??;
     Ok(Config { initial_cluster: list, ..config.clone() }.initial_members()?)
+}
+
+/// The address that `host:port` stands for; IPv4 where there is a choice.
+fn resolve(address: &str) -> io::Result<SocketAddr> {
+    let addresses = address.to_socket_addrs()?;
+    addresses.min_by_key(SocketAddr::is_ipv6).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+}
+
+/// The disk. Without syncs nothing that is promised is kept, so whoever asks for that is told.
+fn disk(config: &Config) -> Arc<dyn Disk> {
+    if !config.unsafe_no_fsync {
+        return Arc::new(RealDisk);
+    }
+    tracing::warn!(
+        "--unsafe-no-fsync: nothing is synced to disk; when this machine loses power, acknowledged writes are lost and the \
+         data may be damaged beyond repair. Never use this for data that matters"
+    );
+    Arc::new(UnsyncedDisk)
 }
 
 async fn live(config: Config) -> Result<Exit, StartError> {
@@ -174,7 +199,7 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     }
     let for_peers = bind(&config.listen_peer_urls, "configuring peer listeners")?;
     let bound = bind_all(&config)?;
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let disk = disk(&config);
     let founders = tokio::select! {
         founders = founders(&config) => founders,
         signal = signals.next() => return Ok(Exit::Signal(signal)),
@@ -353,9 +378,7 @@ fn bind(urls: &[Url], message: &str) -> Result<Vec<TcpListener>, StartError> {
     }
     let bind = |url: &Url| {
         // With a name that stands for both, IPv4 is what people expect of `localhost`.
-        let addresses = url.address().to_socket_addrs()?;
-        let address = addresses.min_by_key(SocketAddr::is_ipv6).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        listen::bind(address)
+        listen::bind(resolve(url.address())?)
     };
     urls.iter().map(|url| bind(url).map_err(|source| StartError::Listen { url: url.to_string(), source })).collect()
 }

@@ -6,7 +6,7 @@
 //!
 //! # Whose word counts on the membership
 //! Up to 3.5, etcd goes by its v2 store; the buckets for members are written too, but have been known to be behind. From
-//! 3.6 on, which is told by `storageVersion` in bucket `meta`, the buckets count.
+//! 3.6 on, which is told by `storageVersion` in bucket `meta`, the buckets count; unless they are those of another cluster.
 
 use std::sync::Arc;
 
@@ -305,7 +305,11 @@ fn load<'w>(
         }
         json => {
             let tree = v2_snapshot::read(json).map_err(v2)?;
-            if !meta.buckets_count {
+            // Both are of the same entry. If they name different members, the log is that of another cluster: somebody has
+            // restored a snapshot who does not know the buckets (the tool of 3.4).
+            let is_restored =
+                consistent_index == incoming.index && !cluster.members.keys().eq(tree.cluster.members.keys());
+            if !meta.buckets_count || is_restored {
                 let known = std::mem::replace(&mut cluster.members, tree.cluster.members);
                 cluster = Cluster { members: cluster.members, downgrade: cluster.downgrade, ..tree.cluster };
                 // A founder's name stands in the change that made it a member. The tree has it only once the founder has told

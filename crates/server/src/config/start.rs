@@ -78,9 +78,8 @@ impl Config {
         if !self.listen_client_http_urls.is_empty() {
             return refuse("--listen-client-http-urls".into());
         }
-        let discovery = &self.discovery;
-        if !discovery.srv.is_empty() || !discovery.token.is_empty() {
-            return refuse("discovery other than by --discovery".into());
+        if !self.discovery.token.is_empty() {
+            return refuse("--discovery-token (use --discovery or --discovery-srv)".into());
         }
         Ok(())
     }

@@ -425,3 +425,33 @@ fn the_help_shows_every_flag_with_its_default() {
     assert!(text.contains("--snapshot-count '10000'"));
     assert_eq!(version().lines().next(), Some("etcd Version: 3.7.1"));
 }
+
+/// `docs/flags.md` names every flag once, in the order of the help, and says of old ones what has become of them.
+#[test]
+fn the_documented_flags_are_those_of_the_table() {
+    let document = include_str!("../../../../docs/flags.md");
+    let rows: Vec<[&str; 3]> = document
+        .lines()
+        .filter(|line| line.starts_with("| `--"))
+        .map(|line| {
+            let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+            cells.try_into().unwrap_or_else(|_| panic!("not three cells: {line}"))
+        })
+        .collect();
+    let documented: Vec<&str> = rows.iter().map(|[name, ..]| name.trim_matches('`').trim_start_matches('-')).collect();
+    let table: Vec<&str> = flags::FLAGS.iter().map(|flag| flag.name).collect();
+    assert_eq!(documented, table);
+    for (flag, [name, _, here]) in flags::FLAGS.iter().zip(rows) {
+        match flag.life {
+            Life::Current => {
+                let kind = here.split([';', ':', ',']).next().unwrap_or_default();
+                assert!(["works", "accepted", "refused"].contains(&kind), "{name}: {here}");
+            }
+            Life::Replaced(by) => assert_eq!(here, format!("old name: {by}"), "{name}"),
+            Life::Ignored => assert_eq!(here, "ignored", "{name}"),
+        }
+    }
+    for title in flags::Section::ALL.map(flags::Section::title) {
+        assert!(document.contains(&format!("## {title}\n")), "{title}");
+    }
+}

@@ -14,16 +14,28 @@ const CLASS_IN: u16 = 1;
 const UDP_BOUND: usize = 512;
 
 /// A target of a service.
-#[derive(Debug, PartialEq, Eq)]
-struct Target {
-    priority: u16,
-    weight: u16,
-    port: u16,
-    host: String,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Lower ones come first.
+    pub priority: u16,
+    /// Its share among those of the same priority.
+    pub weight: u16,
+    /// TCP port.
+    pub port: u16,
+    /// Host name, without the dot at its end.
+    pub host: String,
 }
 
-/// The endpoints that the records of a domain name: `_etcd-client-ssl._tcp` with TLS, `_etcd-client._tcp` without.
-pub fn endpoints(domain: &str, service: &str, secure_only: bool) -> Result<Vec<String>, String> {
+impl Target {
+    /// `host:port`.
+    pub fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+}
+
+/// The endpoints that the records of a domain name: `_etcd-client-ssl._tcp` with TLS, `_etcd-client._tcp` without, each with
+/// `-service` behind it if there is one.
+pub fn client_endpoints(domain: &str, service: &str, secure_only: bool) -> Result<Vec<Endpoint>, String> {
     let suffix = if service.is_empty() { String::new() } else { format!("-{service}") };
     let secure = look_up(&format!("_etcd-client-ssl{suffix}._tcp.{domain}"));
     let plain = if secure_only { Ok(Vec::new()) } else { look_up(&format!("_etcd-client{suffix}._tcp.{domain}")) };
@@ -35,10 +47,9 @@ pub fn endpoints(domain: &str, service: &str, secure_only: bool) -> Result<Vec<S
     if let Some(reason) = failure {
         return Err(format!("dns lookup errors: {reason} (domain {domain})"));
     }
-    let named = |scheme: &'static str, targets: Vec<Target>| {
-        targets.into_iter().map(move |target| format!("{scheme}://{}:{}", target.host, target.port))
-    };
-    let found: Vec<String> =
+    let named =
+        |scheme: &'static str, targets: Vec<Target>| targets.into_iter().map(move |target| Endpoint { scheme, target });
+    let found: Vec<Endpoint> =
         named("https", secure.unwrap_or_default()).chain(named("http", plain.unwrap_or_default())).collect();
     if found.is_empty() {
         return Err(format!("no SRV record of an etcd service in domain {domain}"));
@@ -46,8 +57,17 @@ pub fn endpoints(domain: &str, service: &str, secure_only: bool) -> Result<Vec<S
     Ok(found)
 }
 
+/// Where a client may go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `https` or `http`.
+    pub scheme: &'static str,
+    /// Where, and with what preference.
+    pub target: Target,
+}
+
 /// The targets of a service, best first, from the first name server that answers.
-fn look_up(name: &str) -> io::Result<Vec<Target>> {
+pub fn look_up(name: &str) -> io::Result<Vec<Target>> {
     let config = std::fs::read_to_string("/etc/resolv.conf")?;
     let servers: Vec<IpAddr> = config
         .lines()
