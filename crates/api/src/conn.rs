@@ -42,13 +42,17 @@ pub async fn serve_connection<I>(mut io: I, worker: Rc<Worker>, client: Client)
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let Ok(Ok((greeting, is_http2))) = timeout(GREETING_TIMEOUT, read_greeting(&mut io)).await else { return };
+    let Ok(Ok((greeting, is_http2))) = timeout(greeting_timeout(&worker), read_greeting(&mut io)).await else { return };
     // How a connection ends is the client's business and no news. In boxes, so that neither kind needs the other's room.
     if is_http2 {
         let _ = Box::pin(serve_http2(Rewound { greeting, io }, &worker, client)).await;
     } else {
         let _ = Box::pin(http1::serve(io, greeting, &worker, Port::Client)).await;
     }
+}
+
+fn greeting_timeout(worker: &Worker) -> Duration {
+    GREETING_TIMEOUT.min(worker.shared.http.request_timeout)
 }
 
 /// Serves a connection to one of `--listen-metrics-urls`: health and metrics over HTTP/1.1.
@@ -108,7 +112,7 @@ where
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_pending_accept_reset_streams(MAX_UNSEEN_RESETS)
         .handshake::<_, Bytes>(Corked(cork.clone()));
-    let Ok(connection) = timeout(GREETING_TIMEOUT, handshake).await else { return Ok(()) };
+    let Ok(connection) = timeout(greeting_timeout(worker), handshake).await else { return Ok(()) };
     let mut connection = connection?;
 
     let mut keep_alive = KeepAlive::new(limits, &mut connection);

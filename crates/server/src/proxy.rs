@@ -103,6 +103,7 @@ impl Proxy {
             host_whitelist: config.host_whitelist.clone(),
             v2: config.enable_v2,
             gateway: false,
+            ..HttpOptions::default()
         };
         let this = Self { config: config.clone(), http, peer_urls: Mutex::new(peer_urls), endpoints: Mutex::default() };
         Arc::new(this)

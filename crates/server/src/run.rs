@@ -256,6 +256,7 @@ async fn live(config: Config) -> Result<Exit, StartError> {
             host_whitelist: config.host_whitelist.clone(),
             v2: config.enable_v2,
             gateway: config.enable_grpc_gateway,
+            ..HttpOptions::default()
         },
         closing,
     });

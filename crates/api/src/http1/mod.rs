@@ -35,8 +35,6 @@ use crate::v2::{Body, Watching};
 use crate::worker::Worker;
 use head::{Fault, Head, Length};
 
-/// How long a client may take to send a request, and between two requests.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
 /// The largest head, with the address and all fields; Go's bound.
 const MAX_HEAD_BYTES: usize = 1 << 20;
 /// The largest body; Go's own bound on forms.
@@ -64,7 +62,7 @@ where
         io,
         input: greeting.into(),
         output: BytesMut::new(),
-        deadline: Box::pin(sleep(REQUEST_TIMEOUT)),
+        deadline: Box::pin(sleep(worker.shared.http.request_timeout)),
         closing: Box::pin(closed(worker.shared.closing.clone())),
         is_closing: false,
     };
@@ -87,7 +85,7 @@ struct Connection<I> {
 impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
     /// Answers the next request. Says whether there may be another one. An error: the connection cannot be used any more.
     async fn serve_one(&mut self, worker: &Rc<Worker>, port: Port) -> io::Result<bool> {
-        self.deadline.as_mut().reset(Instant::now() + REQUEST_TIMEOUT);
+        self.deadline.as_mut().reset(Instant::now() + worker.shared.http.request_timeout);
         let Head { parts, length, keep_alive, waits_for_leave } = match self.head().await? {
             Some(Ok(head)) => head,
             Some(Err(fault)) => return self.refuse(fault).await,

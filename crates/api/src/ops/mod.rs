@@ -3,6 +3,7 @@
 mod checks;
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
@@ -20,6 +21,9 @@ use crate::metrics::file_descriptors;
 use crate::v2::{self, Body};
 use crate::worker::Worker;
 
+/// As in etcd.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// Settings of the plain HTTP side.
 #[derive(Clone, Debug)]
 pub struct HttpOptions {
@@ -31,11 +35,19 @@ pub struct HttpOptions {
     pub v2: bool,
     /// `--enable-grpc-gateway`: whether there is anything under `/v3`.
     pub gateway: bool,
+    /// How long a client may take to send a request that comes to an end, and between two requests.
+    pub request_timeout: Duration,
 }
 
 impl Default for HttpOptions {
     fn default() -> Self {
-        Self { cors: vec!["*".into()], host_whitelist: vec!["*".into()], v2: true, gateway: true }
+        Self {
+            cors: vec!["*".into()],
+            host_whitelist: vec!["*".into()],
+            v2: true,
+            gateway: true,
+            request_timeout: REQUEST_TIMEOUT,
+        }
     }
 }
 
