@@ -34,6 +34,9 @@ const MAX_HEADER_LIST_BYTES: u32 = 64 << 10;
 const SEND_BUFFER_BYTES: usize = 512 << 10;
 /// Streams that may be opened and reset before they are even looked at; a client that does more floods us.
 const MAX_UNSEEN_RESETS: usize = 200;
+/// How many requests of a connection may be in work for each stream that may be open. More are only possible if requests are
+/// taken back and others sent in their place, again and again: CVE-2023-44487.
+const MOST_IN_WORK: usize = 4;
 /// Requests taken from a connection before they are begun; their answers leave in as few writes.
 const REQUESTS_AT_ONCE: usize = 64;
 
@@ -118,6 +121,8 @@ where
     let mut keep_alive = KeepAlive::new(limits, &mut connection);
     let mut closing = std::pin::pin!(closed(worker.shared.closing.clone()));
     let mut is_closing = false;
+    let in_work = grpc::InWork::default();
+    let most_in_work = (limits.max_concurrent_streams as usize).saturating_mul(MOST_IN_WORK);
     let mut requests = Vec::with_capacity(REQUESTS_AT_ONCE);
     loop {
         let event = poll_fn(|cx| {
@@ -150,7 +155,10 @@ where
         match event {
             Event::Requests => {
                 for (request, respond) in requests.drain(..) {
-                    grpc::begin(worker, &client, request, respond);
+                    grpc::begin(worker, &client, &in_work, request, respond);
+                }
+                if Rc::strong_count(&in_work) > most_in_work {
+                    connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                 }
                 if let Some(keep_alive) = &mut keep_alive {
                     keep_alive.seen();

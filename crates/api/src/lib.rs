@@ -45,6 +45,8 @@ pub use worker::{Shared, Worker};
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {
+    pub use crate::gateway::fuzzing::json;
+
     /// Reads a request of the v2 API from its head to its parameters.
     pub fn v2_request(head: &[u8], body: &[u8]) {
         let Some(parts) = crate::http1::fuzzing::parts(head) else { return };

@@ -38,16 +38,25 @@ use crate::worker::Worker;
 use method::{Kind, Method};
 use wire::{Broken, Incoming, Responder, Sink, parse_timeout};
 
+/// Held by each request of a connection that is in work, also after its client has taken it back.
+pub(crate) type InWork = Rc<()>;
+
 /// Begins a request that came over HTTP/2, be it a call or plain HTTP.
 pub(crate) fn begin(
     worker: &Rc<Worker>,
     client: &Client,
+    in_work: &InWork,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
     let (head, body) = request.into_parts();
     if !is_grpc(&head.headers) {
-        spawn_local(crate::http2::serve(worker.clone(), head, body, respond));
+        let in_work = in_work.clone();
+        let plain = crate::http2::serve(worker.clone(), head, body, respond);
+        spawn_local(async move {
+            plain.await;
+            drop(in_work);
+        });
         return;
     }
     let path = head.uri.path();
@@ -57,7 +66,8 @@ pub(crate) fn begin(
     };
     worker.counters.started(method);
     let caller = Caller::of_grpc(&head.headers, client);
-    let mut responder = Responder::new(Sink::Http2(respond), method, caller, None, worker.start_time());
+    let mut responder =
+        Responder::new(Sink::Http2(respond, in_work.clone()), method, caller, None, worker.start_time());
     match deadline(&head.headers) {
         Ok(deadline) => responder.deadline = deadline,
         Err(refusal) => return responder.refuse(worker, refusal),

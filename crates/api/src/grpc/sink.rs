@@ -7,13 +7,14 @@ use h2::SendStream;
 use h2::server::SendResponse;
 use http::HeaderMap;
 
+use crate::grpc::InWork;
 use crate::grpc::pipe::Answers;
 use crate::grpc::wire::{Gone, head, status_into, trailers_ok};
 use crate::status::Refusal;
 
 /// Of a call that was not answered yet.
 pub(crate) enum Sink {
-    Http2(SendResponse<Bytes>),
+    Http2(SendResponse<Bytes>, InWork),
     Pipe(Answers),
 }
 
@@ -21,7 +22,7 @@ impl Sink {
     /// Answers with one message and OK.
     pub(crate) fn message(&mut self, frame: Bytes) -> Result<(), Gone> {
         match self {
-            Sink::Http2(respond) => {
+            Sink::Http2(respond, _) => {
                 let mut stream = respond.send_response(head(), false).map_err(|_| Gone)?;
                 stream.send_data(frame, false).map_err(|_| Gone)?;
                 stream.send_trailers(trailers_ok()).map_err(|_| Gone)
@@ -33,7 +34,7 @@ impl Sink {
     /// Refuses without a message.
     pub(crate) fn refuse(&mut self, refusal: &Refusal) -> Result<(), Gone> {
         match self {
-            Sink::Http2(respond) => {
+            Sink::Http2(respond, _) => {
                 let mut response = head();
                 status_into(response.headers_mut(), refusal);
                 respond.send_response(response, true).map(drop).map_err(|_| Gone)
@@ -44,7 +45,7 @@ impl Sink {
 
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
-            Sink::Http2(respond) => respond.poll_reset(cx).map(|_| ()),
+            Sink::Http2(respond, _) => respond.poll_reset(cx).map(|_| ()),
             Sink::Pipe(answers) => answers.poll_gone(cx),
         }
     }
@@ -52,7 +53,10 @@ impl Sink {
     /// Begins an answer of many messages.
     pub(crate) fn stream(self) -> Result<StreamSink, Gone> {
         match self {
-            Sink::Http2(mut respond) => respond.send_response(head(), false).map(StreamSink::Http2).map_err(|_| Gone),
+            Sink::Http2(mut respond, in_work) => {
+                let stream = respond.send_response(head(), false).map_err(|_| Gone)?;
+                Ok(StreamSink::Http2(stream, in_work))
+            }
             Sink::Pipe(answers) => Ok(StreamSink::Pipe(answers)),
         }
     }
@@ -60,21 +64,21 @@ impl Sink {
 
 /// Of a call whose answer has begun.
 pub(crate) enum StreamSink {
-    Http2(SendStream<Bytes>),
+    Http2(SendStream<Bytes>, #[allow(dead_code)] InWork), // held, not read
     Pipe(Answers),
 }
 
 impl StreamSink {
     pub(crate) fn send(&mut self, data: Bytes) -> Result<(), Gone> {
         match self {
-            StreamSink::Http2(stream) => stream.send_data(data, false).map_err(|_| Gone),
+            StreamSink::Http2(stream, _) => stream.send_data(data, false).map_err(|_| Gone),
             StreamSink::Pipe(answers) => answers.send(data),
         }
     }
 
     pub(crate) fn has_room(&mut self) -> bool {
         match self {
-            StreamSink::Http2(stream) => {
+            StreamSink::Http2(stream, _) => {
                 stream.reserve_capacity(1);
                 stream.capacity() > 0
             }
@@ -88,7 +92,7 @@ impl StreamSink {
                 return Poll::Ready(Ok(()));
             }
             let stream = match self {
-                StreamSink::Http2(stream) => stream,
+                StreamSink::Http2(stream, _) => stream,
                 StreamSink::Pipe(answers) => return answers.poll_room(cx),
             };
             match stream.poll_capacity(cx) {
@@ -101,7 +105,7 @@ impl StreamSink {
 
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
-            StreamSink::Http2(stream) => stream.poll_reset(cx).map(|_| ()),
+            StreamSink::Http2(stream, _) => stream.poll_reset(cx).map(|_| ()),
             StreamSink::Pipe(answers) => answers.poll_gone(cx),
         }
     }
@@ -109,7 +113,7 @@ impl StreamSink {
     /// Ends the answer.
     pub(crate) fn end(&mut self, end: Result<(), &Refusal>) -> Result<(), Gone> {
         match self {
-            StreamSink::Http2(stream) => {
+            StreamSink::Http2(stream, _) => {
                 let trailers = match end {
                     Ok(()) => trailers_ok(),
                     Err(refusal) => {
