@@ -52,6 +52,15 @@ pub fn peer_folders() -> Vec<PathBuf> {
     ["3.4", "3.5.1"].map(|version| peers().join(version)).into_iter().filter(|folder| folder.is_dir()).collect()
 }
 
+/// Our `etcdctl`: the program in `KEELSON_OUR_ETCDCTL`, or the one of this build.
+///
+/// # Panics
+/// If the program cannot be built.
+pub fn our_etcdctl() -> PathBuf {
+    static OURS: OnceLock<PathBuf> = OnceLock::new();
+    OURS.get_or_init(|| std::env::var_os("KEELSON_OUR_ETCDCTL").map_or_else(|| build("etcdctl"), PathBuf::from)).clone()
+}
+
 /// Builds the program of `package` with the profile of the running test and says where it is.
 fn build(package: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a running program has a path");

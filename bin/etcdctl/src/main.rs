@@ -3,6 +3,7 @@
 mod call;
 mod command;
 mod output;
+mod v2;
 
 use call::{Call, Failure, exit};
 use cli::{Asked, flags, go, raw, terminal};
@@ -16,9 +17,13 @@ fn main() -> ExitCode {
         .map(|(name, value)| (name.to_string_lossy().into_owned(), raw::text(value.as_bytes())))
         .filter(|(name, _)| name.starts_with("ETCDCTL_"))
         .collect();
-    if environment.get("ETCDCTL_API").is_some_and(|version| version == "2") {
-        eprintln!("Error: ETCDCTL_API=2 is not supported yet");
-        return ExitCode::from(exit::BAD_FEATURE);
+    match environment.get("ETCDCTL_API").map(String::as_str) {
+        None | Some("" | "3") => {}
+        Some("2") => return v2::run(&words),
+        Some(version) => {
+            eprintln!("unsupported API version {version}");
+            return ExitCode::from(exit::ERROR);
+        }
     }
     match cli::find(&command::ROOT, &words).ask() {
         Asked::Help(text) => terminal::print(text.as_bytes()),

@@ -238,6 +238,34 @@ impl Wal {
         Ok((wal, Replay { identity, hard_state, entries, repaired }))
     }
 
+    /// Reads back what follows `from`, as [`Wal::open`] does, from a log that may be in use: nothing is locked, cut off or
+    /// written. A torn end is passed over.
+    pub fn read(disk: &dyn Disk, dir: &Path, from: SnapshotMark) -> Result<Replay, WalError> {
+        let names = segment::names(disk, dir)?;
+        if names.is_empty() {
+            return Err(WalError::NotFound { dir: dir.to_owned() });
+        }
+        let Some(first) = names.iter().rposition(|name| name.index <= from.index) else {
+            return Err(WalError::StartsLater { dir: dir.to_owned(), index: from.index });
+        };
+        let names = &names[first..];
+        segment::check_row(dir, names)?;
+        let mut reader = Reader::new(dir, &from);
+        let mut checksum = 0;
+        for (number, name) in names.iter().enumerate() {
+            let path = name.path(dir);
+            let file = disk.open(&path, Open::Read).map_err(io_error(&path, "open a segment"))?;
+            let end = segment::read(file.as_ref(), &path, &mut checksum, |record, offset| {
+                reader.take(record, &path, offset)
+            })?;
+            if let Some(error) = end.torn.filter(|_| number + 1 < names.len()) {
+                return Err(error);
+            }
+        }
+        let (identity, hard_state, entries, _) = reader.finish()?;
+        Ok(Replay { identity, hard_state, entries, repaired: None })
+    }
+
     /// The snapshots that the log knows and that are safe to start from, oldest first: those at or below the last
     /// known commit index. A mark beyond it was written by a member that crashed before it had made the rest durable.
     ///

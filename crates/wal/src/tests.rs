@@ -291,6 +291,20 @@ fn two_cannot_work_on_one_log() {
 }
 
 #[test]
+fn a_log_in_use_can_be_read_and_its_torn_end_is_left_alone() {
+    let (disk, mut wal) = log_of(&three_entries());
+    let read = || Wal::read(&disk, dir(), SnapshotMark::START).unwrap();
+    assert_eq!((read().entries, read().identity, read().repaired), (three_entries(), IDENTITY, None));
+    // A sector of the last record has not reached the disk.
+    let sector = (wal.stats().bytes_written / 512 + 2) * 512;
+    wal.append(&[entry(4, 2, 2_000)], None).unwrap();
+    disk.open(&first_segment(), Open::Write).unwrap().write_at(&[0; 512], sector).unwrap();
+    assert_eq!(read().entries, three_entries());
+    drop(wal);
+    assert!(open(&disk).unwrap().1.repaired.is_some(), "it was not repaired before");
+}
+
+#[test]
 fn an_existing_log_is_not_overwritten_and_a_missing_one_not_invented() {
     let (disk, wal) = log_of(&three_entries());
     drop(wal);
