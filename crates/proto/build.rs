@@ -30,6 +30,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(Path::new(&out).join("schema.rs"), schema(&descriptors))?;
     let mut config = prost_build::Config::new();
     config.bytes(["."]);
+    // What nobody may see is left out when they are printed: src/secret.rs.
+    config.skip_debug([
+        "etcdserverpb.AuthenticateRequest",
+        "etcdserverpb.AuthenticateResponse",
+        "etcdserverpb.AuthUserAddRequest",
+        "etcdserverpb.AuthUserChangePasswordRequest",
+        "etcdserverpb.InternalAuthenticateRequest",
+        "authpb.User",
+    ]);
     if std::env::var_os("CARGO_FEATURE_CLIENT").is_some() {
         tonic_prost_build::configure()
             .build_server(false)

@@ -6,6 +6,7 @@
 //!
 //! The same seed gives the same operations as long as the answers are the same, so a difference can be found again.
 
+mod auth;
 mod exceptions;
 mod generate;
 mod operation;
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use proto::etcdserverpb::watch_request::RequestUnion;
 use proto::etcdserverpb::{HashKvRequest, RangeRequest, WatchCreateRequest};
 
+pub use auth::{AuthReport, AuthSettings, run as run_auth};
 pub use exceptions::{Exception, Pair, TABLE, Version};
 pub use operation::{Answer, Operation};
 pub use v2::{V2Report, V2Settings, run as run_v2};

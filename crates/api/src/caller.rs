@@ -9,7 +9,8 @@ use http::{HeaderMap, HeaderValue};
 /// What is known of whoever is at the other end of a connection. Holds for all of its calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Client {
-    /// The subject's common name in the client certificate, if one was presented and verified against the trusted CA.
+    /// The subject's common name in the client certificate, if one was presented and verified against the trusted CA, and
+    /// `--client-cert-auth` says that this is how clients show who they are.
     pub common_name: Option<Arc<str>>,
 }
 
@@ -44,8 +45,8 @@ impl Caller {
     }
 
     /// The name in the certificate of the connection, if it may stand for a user.
-    pub fn common_name(&self) -> Option<&str> {
-        self.common_name.as_deref()
+    pub fn common_name(&self) -> Option<&Arc<str>> {
+        self.common_name.as_ref()
     }
 }
 
@@ -84,7 +85,7 @@ mod tests {
     /// CVE-2018-16886: a request through the gateway took its rights from a certificate that was not its client's.
     #[test]
     fn a_certificate_gives_no_rights_through_the_gateway() {
-        assert_eq!(Caller::of_grpc(&headers(&[]), &alice()).common_name(), Some("alice"));
+        assert_eq!(Caller::of_grpc(&headers(&[]), &alice()).common_name().map(AsRef::as_ref), Some("alice"));
         let translated = headers(&[("grpcgateway-accept", "*/*")]);
         assert_eq!(Caller::of_grpc(&translated, &alice()).common_name(), None);
         assert_eq!(Caller::of_gateway(&headers(&[])).common_name(), None);

@@ -14,6 +14,7 @@
 //! A connection stays on the thread that accepted it. Answers come back from the apply thread through a [`Reply`], or
 //! many at once through an [`Outbox`].
 
+mod auth;
 mod authority;
 pub mod caller;
 mod conn;
@@ -30,6 +31,7 @@ pub mod status;
 pub mod v2;
 pub mod worker;
 
+pub use auth::{AuthOptions, AuthOptionsError, Authenticator};
 pub use caller::{Caller, Client};
 pub use conn::{serve_connection, serve_metrics};
 pub use mailbox::{Outbox, Reply};

@@ -287,6 +287,11 @@ pub trait Member: Send + Sync + 'static {
         reply.send(Err(Error::Unimplemented("the v2 API".into())));
     }
 
+    /// Applied raft index.
+    fn applied_index(&self) -> u64 {
+        self.status().applied_index
+    }
+
     /// Committed raft index; called for every answer of the v2 API.
     fn raft_index(&self) -> u64 {
         self.status().raft_index

@@ -201,6 +201,7 @@ pub fn code(error: &Error) -> Code {
         Error::DeadlineExceeded => Code::DeadlineExceeded,
         // etcd never mapped these two, though it has codes for them; clients have learnt to live with Unknown.
         Error::MemberNotEnoughStarted | Error::RequestTooManyRequests => Code::Unknown,
+        Error::NoPasswordUser => Code::Unknown,
         Error::Unimplemented(_) => Code::Unimplemented,
         Error::Internal(_) => Code::Unknown,
     }
@@ -254,6 +255,7 @@ mod tests {
             (Error::RoleNotFound, Code::FailedPrecondition),
             (Error::RoleEmpty, Code::InvalidArgument),
             (Error::AuthFailed, Code::InvalidArgument),
+            (Error::NoPasswordUser, Code::Unknown),
             (Error::PermissionNotGiven, Code::InvalidArgument),
             (Error::PermissionDenied, Code::PermissionDenied),
             (Error::RoleNotGranted, Code::FailedPrecondition),

@@ -16,12 +16,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use proto::etcdserverpb::{InternalRaftRequest, ResponseHeader};
+use proto::etcdserverpb::{InternalRaftRequest, RangeRequest, RangeResponse, ResponseHeader};
 use state::Error;
+use state::auth::Action;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
+use crate::auth::{Authenticator, Known};
+use crate::caller::Caller;
+use crate::grpc::guard::Unguarded;
 use crate::grpc::method::Method;
 use crate::grpc::wire::{PREFIX_BYTES, Responder};
 use crate::grpc::{Read, answer_applied};
@@ -41,6 +45,8 @@ pub struct Shared {
     pub member: Arc<dyn Member>,
     /// Where everything is counted.
     pub metrics: Arc<Metrics>,
+    /// Passwords and tokens.
+    pub auth: Arc<Authenticator>,
     /// Settings of the plain HTTP side.
     pub http: crate::ops::HttpOptions,
     /// Turns true when the process stops: connections finish what they have begun and close.
@@ -53,6 +59,8 @@ pub struct Worker {
     pub(crate) counters: Arc<CallCounters>,
     pub(crate) client_versions: RefCell<crate::grpc::ClientVersions>,
     pub(crate) watching: crate::grpc::watch::Desk,
+    /// What it has learnt of tokens and permissions.
+    pub(crate) known: RefCell<Known>,
     mailbox: Arc<Mailbox>,
     waiting: RefCell<Slots>,
     barrier: RefCell<Barrier>,
@@ -71,7 +79,7 @@ enum Waiting {
     /// A unary call that is answered with the result of its log entry.
     Call(Responder),
     /// A read that runs when the barrier it hangs on is passed.
-    Read(Responder, Read),
+    Read(Responder, Unguarded<Read>),
     /// The barrier for these reads.
     Barrier(Vec<Ticket>),
     /// A task of this worker.
@@ -98,6 +106,7 @@ impl Worker {
             counters,
             client_versions: RefCell::default(),
             watching,
+            known: RefCell::default(),
             mailbox: Mailbox::new(),
             waiting: RefCell::default(),
             barrier: RefCell::default(),
@@ -150,8 +159,9 @@ impl Worker {
         Reply::new(self.mailbox.clone(), ticket)
     }
 
-    /// Proposes; the call is answered with the result.
-    pub(crate) fn propose(&self, request: InternalRaftRequest, responder: Responder) {
+    /// Proposes in the name of whoever calls; the call is answered with the result.
+    pub(crate) fn propose(&self, mut request: InternalRaftRequest, responder: Responder) {
+        responder.access.sign(&mut request);
         let deadline = responder.deadline;
         let ticket = self.register(Waiting::Call(responder), deadline);
         self.member().propose(request, self.reply(ticket));
@@ -159,7 +169,7 @@ impl Worker {
     }
 
     /// Runs the read when a barrier that began after this moment has been passed.
-    pub(crate) fn read_after_barrier(&self, responder: Responder, read: Read) {
+    pub(crate) fn read_after_barrier(&self, responder: Responder, read: Unguarded<Read>) {
         let deadline = responder.deadline;
         let ticket = self.register(Waiting::Read(responder, read), deadline);
         self.barrier.borrow_mut().next.push(ticket);
@@ -194,6 +204,25 @@ impl Worker {
             return Ok(());
         }
         self.ask(|member, reply| member.read_index(reply)).await.map(|_| ())
+    }
+
+    /// Proposes on behalf of a task, in the name of a caller.
+    pub(crate) async fn apply_for(
+        &self,
+        caller: &Caller,
+        mut request: InternalRaftRequest,
+    ) -> Result<state::Response, Error> {
+        let access = self.authorise_soon(caller, &Action::of_entry(&request)).await?;
+        access.sign(&mut request);
+        self.apply(request).await
+    }
+
+    /// Reads on behalf of a task, in the name of a caller, what this member has applied.
+    pub(crate) async fn range_for(&self, caller: &Caller, request: &RangeRequest) -> Result<RangeResponse, Error> {
+        let access = self.authorise_soon(caller, &Action::Range(request)).await?;
+        let response = self.member().state().range(request)?;
+        self.holds(&access)?;
+        Ok(response)
     }
 
     /// Proposes on behalf of a task.

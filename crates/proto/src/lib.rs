@@ -5,6 +5,8 @@
 //! does not use generated service code (see `crates/api`).
 #![allow(missing_docs, clippy::all, rustdoc::invalid_html_tags)]
 
+mod secret;
+
 /// The etcd that all programs here match, on the wire and in what they print: kube-apiserver and others switch features on
 /// by it.
 pub const ETCD_VERSION: &str = "3.7.1";

@@ -52,6 +52,8 @@ pub(crate) struct Settings {
     /// Whether the remaining TTLs of leases are put on record from time to time.
     pub(crate) checkpoints_leases: bool,
     pub(crate) max_snapshots: usize,
+    /// How long a simple token lasts without being used.
+    pub(crate) token_ttl_ms: u64,
     pub(crate) snapshot_catchup_entries: u64,
     pub(crate) tick: Duration,
     pub(crate) warning_apply_duration: Duration,
@@ -338,10 +340,20 @@ impl Node {
         self.tell(Event::ProposeAsLeader(request.encode_to_vec().into(), term));
     }
 
+    /// For what a member asks of the log on behalf of nobody, and what is only carried out for somebody who may.
+    pub(crate) fn header_of_root(&self) -> Option<pb::RequestHeader> {
+        let auth = self.reader.auth();
+        auth.is_enabled().then(|| pb::RequestHeader {
+            username: state::auth::ROOT.into(),
+            auth_revision: auth.revision(),
+            ..Default::default()
+        })
+    }
+
     /// Proposes what only a leader may decide. It is forgotten if this member no longer leads in the term in which it
     /// decided.
     pub(crate) fn propose_as_leader(&self, term: u64, mut request: pb::InternalRaftRequest) {
-        request.header = Some(pb::RequestHeader { id: self.ids.next(), ..Default::default() });
+        request.header = Some(pb::RequestHeader { id: self.ids.next(), ..request.header.take().unwrap_or_default() });
         self.tell(Event::ProposeAsLeader(request.encode_to_vec().into(), term));
     }
 
@@ -453,6 +465,10 @@ impl Member for Node {
         let id = self.ids.next();
         request.id = Some(id);
         self.propose_encoded(id, request.encode_to_vec(), reply);
+    }
+
+    fn applied_index(&self) -> u64 {
+        self.applied.load(Ordering::Acquire)
     }
 
     fn raft_index(&self) -> u64 {

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use api::HttpOptions;
+use api::{AuthOptions, Authenticator, HttpOptions};
 use api::{Identity, Limits, Metrics};
 use disk::{Disk, RealDisk, UnsyncedDisk};
 use proto::membershippb;
@@ -71,6 +71,9 @@ pub enum StartError {
         /// Why it failed.
         source: io::Error,
     },
+    /// Its `--auth-token`.
+    #[error(transparent)]
+    Auth(#[from] api::AuthOptionsError),
     /// It was running and had to stop.
     #[error("{0}")]
     Failed(String),
@@ -200,6 +203,12 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     let for_peers = bind(&config.listen_peer_urls, "configuring peer listeners")?;
     let bound = bind_all(&config)?;
     let disk = disk(&config);
+    let auth = Arc::new(Authenticator::new(&AuthOptions {
+        token: config.auth_token.clone(),
+        token_ttl: Duration::from_secs(config.auth_token_ttl_s),
+        // Looked at when the configuration was.
+        bcrypt_cost: u32::try_from(config.bcrypt_cost).unwrap_or(u32::MAX),
+    })?);
     let founders = tokio::select! {
         founders = founders(&config) => founders,
         signal = signals.next() => return Ok(Exit::Signal(signal)),
@@ -241,16 +250,18 @@ async fn live(config: Config) -> Result<Exit, StartError> {
         signal = signals.next() => return Ok(Exit::Signal(signal)),
     };
     let metrics = Metrics::new(config.extensive_metrics);
-    let starting = start(&config, disk, Arc::clone(&metrics), booted, for_peers, seed);
+    let starting = start(&config, disk, Arc::clone(&metrics), booted, for_peers, seed, auth.token_ttl_ms());
     let Started { node, transport, mut threads, lock } = tokio::select! {
         started = starting => started?,
         signal = signals.next() => return Ok(Exit::Signal(signal)),
     };
 
+    tokio::task::spawn_local(reload_keys(Arc::clone(&auth)));
     let (close, closing) = tokio::sync::watch::channel(false);
     let shared = Arc::new(api::Shared {
         member: Arc::clone(&node) as Arc<dyn api::Member>,
         metrics,
+        auth: Arc::clone(&auth),
         http: HttpOptions {
             cors: config.cors.clone(),
             host_whitelist: config.host_whitelist.clone(),
@@ -331,6 +342,17 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     Ok(Exit::Signal(signal.unwrap_or(0)))
 }
 
+/// Key files are looked at this often.
+const RELOAD: Duration = Duration::from_secs(1);
+
+/// Follows the key files of signed tokens.
+async fn reload_keys(auth: Arc<Authenticator>) {
+    loop {
+        tokio::time::sleep(RELOAD).await;
+        auth.reload_keys();
+    }
+}
+
 /// A leader that stops hands over first: a cluster whose leader just goes is without one for a moment.
 async fn hand_over(node: &Arc<Node>) {
     if !node.is_leader() || node.failed() || node.state_members() < 2 {
@@ -404,6 +426,7 @@ async fn start(
     booted: Booted,
     peer_listeners: Vec<TcpListener>,
     seed: u64,
+    token_ttl_ms: u64,
 ) -> Result<Started, StartError> {
     let Booted { identity, wal, driver, state, reader, mark, conf_state, snapshot_index, fresh, remotes, lock } =
         booted;
@@ -429,6 +452,7 @@ async fn start(
         checkpoints_leases: config.features.lease_checkpoint,
         max_wals: usize::try_from(config.max_wals).unwrap_or(usize::MAX),
         max_snapshots: usize::try_from(config.max_snapshots).unwrap_or(usize::MAX),
+        token_ttl_ms,
         snapshot_catchup_entries: config.snapshot_catchup_entries,
         tick: Duration::from_millis(config.heartbeat_ms),
         warning_apply_duration: config.warning_apply_duration,

@@ -280,6 +280,7 @@ fn settings(flags: &Flags, quota_bytes: i64) -> Settings {
         checkpoints_leases: true,
         max_wals: 5,
         max_snapshots: 5,
+        token_ttl_ms: 300_000,
         snapshot_catchup_entries: flags.snapshot_catchup_entries,
         tick: Duration::from_millis(flags.heartbeat_ms),
         warning_apply_duration: Duration::MAX,

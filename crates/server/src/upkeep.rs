@@ -40,6 +40,8 @@ const V2_SYNC_MS: u64 = 500;
 const LOOK_MS: u64 = 500;
 /// and so many entries in that time are a load that background work should not disturb.
 const BUSY_ENTRIES: u64 = 25;
+/// Simple tokens that have ended are forgotten this often.
+const TOKENS_MS: u64 = 1_000;
 /// Old files are removed this often.
 const PURGE_MS: u64 = 30_000;
 /// Waits are given up with this precision.
@@ -56,6 +58,7 @@ pub(crate) struct Upkeep {
     next_lease_ms: u64,
     next_v2_sync_ms: u64,
     next_purge_ms: u64,
+    next_tokens_ms: u64,
     next_expire_ms: u64,
     next_publish_ms: u64,
     /// The term in which this member led when last looked at.
@@ -73,6 +76,7 @@ impl Upkeep {
             next_lease_ms: 0,
             next_v2_sync_ms: 0,
             next_purge_ms: PURGE_MS,
+            next_tokens_ms: TOKENS_MS,
             next_expire_ms: 0,
             next_publish_ms: 0,
             led: None,
@@ -158,7 +162,8 @@ impl Upkeep {
             for id in node.state().lessor().expired(now_ms, LEASES_PER_LOOK) {
                 node.metrics.lease_expired_total.inc();
                 let lease_revoke = Some(pb::LeaseRevokeRequest { id });
-                node.propose_as_leader(term, pb::InternalRaftRequest { lease_revoke, ..Default::default() });
+                let header = node.header_of_root();
+                node.propose_as_leader(term, pb::InternalRaftRequest { header, lease_revoke, ..Default::default() });
             }
             let checkpoints = match node.settings.checkpoints_leases {
                 true => node.state().lessor().checkpoints(now_ms),
@@ -184,6 +189,10 @@ impl Upkeep {
             tracing::info!(revision, "starting auto compaction");
             let compaction = Some(pb::CompactionRequest { revision, physical: false });
             node.propose_as_leader(term, pb::InternalRaftRequest { compaction, ..Default::default() });
+        }
+        if now_ms >= self.next_tokens_ms {
+            self.next_tokens_ms = now_ms + TOKENS_MS;
+            node.state().auth().tokens().sweep(now_ms, node.settings.token_ttl_ms);
         }
         if now_ms >= self.next_purge_ms {
             self.next_purge_ms = now_ms + PURGE_MS;

@@ -13,6 +13,7 @@ use proto::{leasepb, raftpb, v2pb};
 use store::{KeyRange, Mark, RangeEnd, Store, StoreError, Table, Writer};
 
 use crate::alarm::Alarms;
+use crate::auth::{self, Auth, Change, Policy};
 use crate::kv::write::WriteTxn;
 use crate::kv::{Failure, range, txn};
 use crate::members::{Attributes, Cluster, Planned, Row};
@@ -75,6 +76,7 @@ pub enum Response {
     LeaseRevoke(pb::LeaseRevokeResponse),
     LeaseCheckpoint(pb::LeaseCheckpointResponse),
     Alarm(pb::AlarmResponse),
+    Auth(auth::Response),
     /// To a request of the v2 API, whose refusals are answers of their own kind.
     V2(Box<v2::Outcome>),
     /// For entries nobody waits for with more than "done": member attributes, versions, a leader's empty entry.
@@ -151,6 +153,7 @@ impl State {
             }
         }
         let alarms = Alarms::restore(&store)?;
+        let policy = Policy::restore(&store)?;
         let mut writer = writer;
         let v2 = restore_v2(&store, &mut writer, &cluster)?;
         v2.begin_digests(mark.index);
@@ -163,6 +166,7 @@ impl State {
             v2,
             cluster: RwLock::new(cluster),
             alarms: RwLock::new(alarms),
+            auth: Auth::new(policy),
             applied_term: AtomicU64::new(mark.term),
             quota_bytes,
         };
@@ -186,7 +190,7 @@ impl State {
         }
         let applied = match decode(index, data)? {
             Entry::Empty => nothing,
-            Entry::V3(request) => self.apply_request(&request)?,
+            Entry::V3(request) => self.apply_request(&request, index)?,
             Entry::V2(request) => {
                 let result = self.apply_v2(&request)?;
                 self.shared.v2.note_digest(index);
@@ -299,13 +303,13 @@ impl State {
         }
     }
 
-    fn apply_request(&mut self, request: &pb::InternalRaftRequest) -> Result<Applied, Fatal> {
+    fn apply_request(&mut self, request: &pb::InternalRaftRequest, index: u64) -> Result<Applied, Fatal> {
         let header_id = request.header.as_ref().map_or(0, |header| header.id);
         let request_id = if header_id != 0 { header_id } else { request.id };
         let costs = quota::cost(request) > 0;
         // Asked before: the entry's own bytes are in the cost.
         let over_quota = costs && self.shared.over_quota(request);
-        let mut result = match self.execute(request, costs) {
+        let mut result = match self.execute(request, index, costs) {
             Ok(response) => Ok(response),
             Err(Failure::Refused(error)) => Err(error),
             Err(Failure::Store(error)) => return Err(error.into()),
@@ -321,7 +325,7 @@ impl State {
     }
 
     /// `costs`: the request takes space.
-    fn execute(&mut self, request: &pb::InternalRaftRequest, costs: bool) -> Result<Response, Failure> {
+    fn execute(&mut self, request: &pb::InternalRaftRequest, index: u64, costs: bool) -> Result<Response, Failure> {
         let (corrupt, no_space) = {
             let alarms = self.shared.alarms.read();
             (alarms.is_set(pb::AlarmType::Corrupt), alarms.is_set(pb::AlarmType::Nospace))
@@ -339,6 +343,7 @@ impl State {
         if no_space && costs {
             return Err(Error::NoSpace.into());
         }
+        self.shared.auth.permits_entry(request, &self.shared.lessor)?;
         if let Some(request) = &request.put {
             return self.put(request);
         }
@@ -391,8 +396,13 @@ impl State {
         if request.downgrade_version_test.is_some() {
             return Ok(Response::None);
         }
-        if is_auth(request) {
-            return Err(Error::Unimplemented("etcdserver: authentication is not supported".into()).into());
+        if let Some(changed) = self.shared.auth.apply(request, index) {
+            let Change { rows, mut response } = changed?;
+            for row in rows {
+                self.set_row(row)?;
+            }
+            *response.header_mut() = self.header();
+            return Ok(Response::Auth(response));
         }
         // A request of a kind that came later than 3.7: as there, it has no effect.
         Ok(Response::None)
@@ -626,24 +636,4 @@ fn restore_v2(store: &Store, writer: &mut Writer, cluster: &Cluster) -> Result<V
         }
     }
     Ok(v2)
-}
-
-fn is_auth(request: &pb::InternalRaftRequest) -> bool {
-    request.auth_enable.is_some()
-        || request.auth_disable.is_some()
-        || request.auth_status.is_some()
-        || request.authenticate.is_some()
-        || request.auth_user_add.is_some()
-        || request.auth_user_delete.is_some()
-        || request.auth_user_get.is_some()
-        || request.auth_user_change_password.is_some()
-        || request.auth_user_grant_role.is_some()
-        || request.auth_user_revoke_role.is_some()
-        || request.auth_user_list.is_some()
-        || request.auth_role_list.is_some()
-        || request.auth_role_add.is_some()
-        || request.auth_role_delete.is_some()
-        || request.auth_role_get.is_some()
-        || request.auth_role_grant_permission.is_some()
-        || request.auth_role_revoke_permission.is_some()
 }

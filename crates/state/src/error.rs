@@ -112,6 +112,9 @@ pub enum Error {
     /// InvalidArgument.
     #[error("etcdserver: authentication failed, invalid user ID or password")]
     AuthFailed,
+    /// Unknown: etcd has no text of the wire for it.
+    #[error("auth: authentication failed, password was given for no password user")]
+    NoPasswordUser,
     /// InvalidArgument.
     #[error("etcdserver: permission not given")]
     PermissionNotGiven,

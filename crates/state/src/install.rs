@@ -20,6 +20,7 @@ use store::{Mark, Ready, Revision, StoreError, Table, Writer};
 use crate::Member;
 use crate::alarm::Alarms;
 use crate::apply::{self, Entry, Fatal, State, V2Fact};
+use crate::auth::Policy;
 use crate::lease::Lessor;
 use crate::members::{Attributes, Cluster, Planned};
 use crate::v2::{Touched, V2};
@@ -253,6 +254,7 @@ struct Tables {
     lessor: Lessor,
     cluster: Cluster,
     alarms: Alarms,
+    policy: Policy,
     v2: V2,
 }
 
@@ -366,9 +368,10 @@ fn load<'w>(
     };
     apply::attach_keys(ready.store(), &lessor)?;
     let alarms = Alarms::restore(ready.store()).map_err(refused)?;
+    let policy = Policy::restore(ready.store()).map_err(refused)?;
     let (revision, compact_revision) = (ready.store().revision(), ready.store().compact_revision());
     let installed = Installed { mark, revision, compact_revision, has_v2_keys };
-    Ok((ready, Tables { lessor, cluster, alarms, v2 }, installed))
+    Ok((ready, Tables { lessor, cluster, alarms, policy, v2 }, installed))
 }
 
 /// What a log entry does to the membership and the v2 tree, and nothing else.
@@ -468,6 +471,7 @@ impl State {
             });
             shared.lessor.adopt(tables.lessor);
             (*cluster, *alarms) = (tables.cluster, tables.alarms);
+            shared.auth.put_in_force(tables.policy);
             shared.v2.replace(tables.v2, installed.mark.index);
         })?;
         self.advance(installed.mark.index, installed.mark.term);

@@ -213,6 +213,11 @@ impl Lessor {
         self.inner.lock().leases.contains_key(&id)
     }
 
+    /// The keys that are attached to a lease, in order; none if it does not exist.
+    pub(crate) fn keys(&self, id: i64) -> Vec<Bytes> {
+        self.inner.lock().leases.get(&id).map(|lease| lease.keys.iter().cloned().collect()).unwrap_or_default()
+    }
+
     /// The lease a key is attached to; 0 = none.
     pub fn lease_of(&self, key: &[u8]) -> i64 {
         self.inner.lock().of_key.get(key).copied().unwrap_or(0)

@@ -8,6 +8,7 @@
 //! - [`check`]: what can be refused before a request is logged
 //! - `kv`: range, put, delete, txn, compaction
 //! - [`lease`]: leases, their keys, and when they end
+//! - [`auth`]: users, roles, and who may do what
 //! - [`members`]: who belongs to the cluster; IDs
 //! - [`v2`]: the tree of the v2 API
 //! - [`watch`]: the feed of events and the hub that hands them to watchers
@@ -17,6 +18,7 @@
 
 mod alarm;
 mod apply;
+pub mod auth;
 pub mod check;
 mod error;
 mod image;

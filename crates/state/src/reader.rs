@@ -10,6 +10,7 @@ use proto::etcdserverpb as pb;
 use store::{HashKv, Store};
 
 use crate::alarm::Alarms;
+use crate::auth::Auth;
 use crate::kv::{Failure, range, stream::RangeStream, txn};
 use crate::members::Cluster;
 use crate::v2::V2;
@@ -25,6 +26,7 @@ pub(crate) struct Shared {
     pub(crate) v2: V2,
     pub(crate) cluster: RwLock<Cluster>,
     pub(crate) alarms: RwLock<Alarms>,
+    pub(crate) auth: Auth,
     /// The term of the last applied entry.
     pub(crate) applied_term: AtomicU64,
     /// Bytes; 0 = no quota.
@@ -168,6 +170,11 @@ impl Reader {
     /// The quota in bytes; 0 = none.
     pub fn quota_bytes(&self) -> i64 {
         self.0.quota_bytes
+    }
+
+    /// Users, roles and tokens.
+    pub fn auth(&self) -> &Auth {
+        &self.0.auth
     }
 
     /// The leases.

@@ -5,13 +5,15 @@ use std::rc::Rc;
 use proto::etcdserverpb as pb;
 use tokio::task::spawn_local;
 
+use crate::grpc::guard::Unguarded;
 use crate::grpc::wire::Responder;
 use crate::grpc::{Read, read};
 use crate::member::{Answer, MemberChange};
 use crate::worker::{Worker, mismatched};
 
-pub(crate) fn list(worker: &Rc<Worker>, responder: Responder, request: pb::MemberListRequest) {
-    read(worker, responder, Read::Members, !request.linearizable);
+pub(crate) fn list(worker: &Rc<Worker>, responder: Responder, request: Unguarded<pb::MemberListRequest>) {
+    let serializable = !request.peek().linearizable;
+    read(worker, responder, request.map(Read::Members), serializable);
 }
 
 /// Lists the members as this one knows them.

@@ -14,6 +14,7 @@ use state::Error;
 use state::watch::OutputKind;
 use tokio::task::spawn_local;
 
+use crate::caller::Caller;
 use crate::grpc::line;
 use crate::grpc::watch::decoded;
 use crate::grpc::wire::{Outgoing, Responder};
@@ -32,12 +33,13 @@ pub(crate) fn campaign(worker: &Rc<Worker>, responder: Responder, request: Campa
 }
 
 async fn run_campaign(worker: Rc<Worker>, mut responder: Responder, request: CampaignRequest) {
+    let caller = responder.caller.clone();
     let place = async {
-        let lease = line::lease_or_new(&worker, request.lease).await?;
-        let place = line::get_in_line(&worker, &request.name, lease, request.value.clone()).await?;
+        let lease = line::lease_or_new(&worker, &caller, request.lease).await?;
+        let place = line::get_in_line(&worker, &caller, &request.name, lease, request.value.clone()).await?;
         // Campaigning again with another value proclaims it.
         if place.found.as_ref().is_some_and(|found| found.value != request.value) {
-            proclaim_value(&worker, &place.key, place.revision, lease, request.value.clone()).await?;
+            proclaim_value(&worker, &caller, &place.key, place.revision, lease, request.value.clone()).await?;
         }
         Ok::<_, Error>(place)
     };
@@ -46,7 +48,7 @@ async fn run_campaign(worker: Rc<Worker>, mut responder: Responder, request: Cam
         Err(error) => return responder.refuse(&worker, line::refusal(error)),
     };
     let prefix = line::prefix(&request.name);
-    let turn = line::wait_for_turn(&worker, &prefix, place.revision);
+    let turn = line::wait_for_turn(&worker, &caller, &prefix, place.revision);
     match line::while_client_waits(&mut responder, turn).await {
         Ok(Ok(())) => {
             let leader = LeaderKey { name: request.name, key: place.key, rev: place.revision, lease: place.lease };
@@ -56,7 +58,7 @@ async fn run_campaign(worker: Rc<Worker>, mut responder: Responder, request: Cam
         Ok(Err(error)) => responder.refuse(&worker, line::refusal(error)),
         Err(interrupted) => {
             // As for locks: who stops waiting leaves the line.
-            let _ = resign_from(&worker, &place.key, place.revision).await;
+            let _ = resign_from(&worker, &caller, &place.key, place.revision).await;
             line::give_up(&worker, responder, interrupted);
         }
     }
@@ -67,7 +69,9 @@ pub(crate) fn proclaim(worker: &Rc<Worker>, responder: Responder, request: Procl
     spawn_local(async move {
         let result = match request.leader {
             None => Err(leader_missing()),
-            Some(leader) => proclaim_value(&worker, &leader.key, leader.rev, leader.lease, request.value).await,
+            Some(leader) => {
+                proclaim_value(&worker, &responder.caller, &leader.key, leader.rev, leader.lease, request.value).await
+            }
         };
         responder
             .answer(&worker, result.map(|header| worker.frame(&ProclaimResponse { header })).map_err(line::refusal));
@@ -77,6 +81,7 @@ pub(crate) fn proclaim(worker: &Rc<Worker>, responder: Responder, request: Procl
 /// Replaces the value of an office that is still held.
 async fn proclaim_value(
     worker: &Worker,
+    caller: &Caller,
     key: &Bytes,
     revision: i64,
     lease: i64,
@@ -85,6 +90,7 @@ async fn proclaim_value(
     let put = pb::PutRequest { key: key.clone(), value, lease, ..Default::default() };
     let response = line::txn(
         worker,
+        caller,
         pb::TxnRequest {
             compare: vec![line::created_at(key, revision)],
             success: vec![line::op(pb::request_op::Request::RequestPut(put))],
@@ -100,17 +106,23 @@ pub(crate) fn resign(worker: &Rc<Worker>, responder: Responder, request: ResignR
     spawn_local(async move {
         let result = match request.leader {
             None => Err(leader_missing()),
-            Some(leader) => resign_from(&worker, &leader.key, leader.rev).await,
+            Some(leader) => resign_from(&worker, &responder.caller, &leader.key, leader.rev).await,
         };
         responder.answer(&worker, result.map(|header| worker.frame(&ResignResponse { header })).map_err(line::refusal));
     });
 }
 
 /// Leaves the line, or the office. Somebody who has left already succeeds as well.
-async fn resign_from(worker: &Worker, key: &Bytes, revision: i64) -> Result<Option<pb::ResponseHeader>, Error> {
+async fn resign_from(
+    worker: &Worker,
+    caller: &Caller,
+    key: &Bytes,
+    revision: i64,
+) -> Result<Option<pb::ResponseHeader>, Error> {
     let delete = pb::DeleteRangeRequest { key: key.clone(), ..Default::default() };
     let response = line::txn(
         worker,
+        caller,
         pb::TxnRequest {
             compare: vec![line::created_at(key, revision)],
             success: vec![line::op(pb::request_op::Request::RequestDeleteRange(delete))],
@@ -125,7 +137,7 @@ pub(crate) fn leader(worker: &Rc<Worker>, responder: Responder, request: LeaderR
     let worker = worker.clone();
     spawn_local(async move {
         let found = match worker.barrier().await {
-            Ok(()) => line::first(&worker, &line::prefix(&request.name)),
+            Ok(()) => line::first(&worker, &responder.caller, &line::prefix(&request.name)).await,
             Err(error) => Err(error),
         };
         let result = match found {
@@ -146,8 +158,9 @@ pub(crate) fn observe(worker: &Rc<Worker>, mut responder: Responder, request: Le
             Ok(Err(error)) => return responder.refuse(&worker, line::refusal(error)),
             Err(interrupted) => return line::give_up(&worker, responder, interrupted),
         }
+        let caller = responder.caller.clone();
         let Some(mut outgoing) = responder.stream(&worker) else { return };
-        match follow(&worker, &line::prefix(&request.name), &mut outgoing).await {
+        match follow(&worker, &caller, &line::prefix(&request.name), &mut outgoing).await {
             Ok(()) => outgoing.abandoned(&worker),
             Err(error) => outgoing.refuse(&worker, line::refusal(error)),
         }
@@ -155,10 +168,10 @@ pub(crate) fn observe(worker: &Rc<Worker>, mut responder: Responder, request: Le
 }
 
 /// Reports the leader and each change until the client goes.
-async fn follow(worker: &Rc<Worker>, prefix: &Bytes, outgoing: &mut Outgoing) -> Result<(), Error> {
+async fn follow(worker: &Rc<Worker>, caller: &Caller, prefix: &Bytes, outgoing: &mut Outgoing) -> Result<(), Error> {
     loop {
         // Whoever is first in line, now or as soon as anybody is.
-        let (header, first) = line::first(worker, prefix)?;
+        let (header, first) = line::first(worker, caller, prefix).await?;
         let mut seen_at = header.map_or(0, |header| header.revision);
         let mut events = line::watch_line(worker, prefix, seen_at + 1);
         let mut leader = first;
@@ -172,6 +185,8 @@ async fn follow(worker: &Rc<Worker>, prefix: &Bytes, outgoing: &mut Outgoing) ->
                 output = events.next() => output,
                 () = std::future::poll_fn(|cx| outgoing.poll_gone(cx)) => return Ok(()),
             };
+            // The permission may have gone since.
+            line::may_watch(worker, caller, prefix).await?;
             let changes = match &output.kind {
                 OutputKind::Events(events) => decoded(events),
                 // History was compacted away before we had read it: look again.

@@ -3,12 +3,13 @@
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use proto::etcdserverpb as pb;
 use state::{Error, Reader, check};
 use store::KeyRange;
 use tokio::task::{spawn_blocking, spawn_local, yield_now};
 
+use crate::grpc::guard::Unguarded;
 use crate::grpc::wire::Responder;
 use crate::grpc::{Read, read};
 use crate::worker::{Worker, frame_into};
@@ -17,15 +18,15 @@ use crate::worker::{Worker, frame_into};
 /// of the worker should wait.
 const WIDE_KEYS: usize = 1000;
 
-pub(crate) fn range(worker: &Rc<Worker>, responder: Responder, request: pb::RangeRequest) {
-    let serializable = request.serializable;
+pub(crate) fn range(worker: &Rc<Worker>, responder: Responder, request: Unguarded<pb::RangeRequest>) {
+    let serializable = request.peek().serializable;
     if worker.member().is_learner() && !serializable {
         return responder.refuse(worker, Error::NotSupportedForLearner);
     }
-    if let Err(error) = check::range(&request) {
+    if let Err(error) = check::range(request.peek()) {
         return responder.refuse(worker, error);
     }
-    read(worker, responder, Read::Range(request), serializable);
+    read(worker, responder, request.map(Read::Range), serializable);
 }
 
 /// Answers a checked range from what this member has applied.
@@ -35,15 +36,21 @@ pub(crate) fn run_range(worker: &Rc<Worker>, responder: Responder, request: pb::
     let header = worker.header(0);
     if !is_wide(reader, &request) {
         let frame = worker.frame_with(|out| reader.range_encoded(&request, &header, out));
-        return responder.answer(worker, frame);
+        return answer_read(worker, responder, frame);
     }
     let (worker, reader) = (worker.clone(), reader.clone());
     spawn_local(async move {
         let read = spawn_blocking(move || {
             frame_into(&mut BytesMut::new(), |out| reader.range_encoded(&request, &header, out))
         });
-        responder.answer(&worker, read.await.unwrap_or(Err(Error::Stopped)));
+        answer_read(&worker, responder, read.await.unwrap_or(Err(Error::Stopped)));
     });
+}
+
+/// Answers with what was read, unless users or roles have changed since the caller was looked at.
+fn answer_read(worker: &Worker, responder: Responder, frame: Result<Bytes, Error>) {
+    let frame = worker.holds(&responder.access).and(frame);
+    responder.answer(worker, frame);
 }
 
 /// Whether a range may take so long that it must not run on the worker's own thread.
@@ -87,15 +94,17 @@ pub(crate) fn delete_range(worker: &Rc<Worker>, responder: Responder, request: p
     worker.propose(pb::InternalRaftRequest { delete_range: Some(request), ..Default::default() }, responder);
 }
 
-pub(crate) fn txn(worker: &Rc<Worker>, responder: Responder, request: pb::TxnRequest) {
-    if let Err(error) = check::txn(&request, worker.member().limits().max_txn_ops) {
+pub(crate) fn txn(worker: &Rc<Worker>, responder: Responder, request: Unguarded<pb::TxnRequest>) {
+    if let Err(error) = check::txn(request.peek(), worker.member().limits().max_txn_ops) {
         return responder.refuse(worker, error);
     }
-    if Reader::is_read_only(&request) {
-        let serializable = Reader::is_serializable(&request);
-        return read(worker, responder, Read::Txn(request), serializable);
+    if Reader::is_read_only(request.peek()) {
+        let serializable = Reader::is_serializable(request.peek());
+        return read(worker, responder, request.map(Read::Txn), serializable);
     }
-    worker.propose(pb::InternalRaftRequest { txn: Some(request), ..Default::default() }, responder);
+    request.pass(worker, responder, |worker, responder, request| {
+        worker.propose(pb::InternalRaftRequest { txn: Some(request), ..Default::default() }, responder);
+    });
 }
 
 /// Answers a checked, read-only txn from what this member has applied.
@@ -116,7 +125,7 @@ fn answer_txn(worker: &Worker, responder: Responder, result: Result<pb::TxnRespo
         worker.complete(&mut response.header);
         worker.frame(&response)
     });
-    responder.answer(worker, frame);
+    answer_read(worker, responder, frame);
 }
 
 fn ranges_of(request: &pb::TxnRequest) -> impl Iterator<Item = &pb::RangeRequest> {
@@ -130,19 +139,25 @@ pub(crate) fn compact(worker: &Rc<Worker>, responder: Responder, request: pb::Co
     worker.propose(pb::InternalRaftRequest { compaction: Some(request), ..Default::default() }, responder);
 }
 
-pub(crate) fn range_stream(worker: &Rc<Worker>, responder: Responder, request: pb::RangeRequest) {
-    if let Err(error) = check::range_stream(&request) {
+pub(crate) fn range_stream(worker: &Rc<Worker>, responder: Responder, request: Unguarded<pb::RangeRequest>) {
+    if let Err(error) = check::range_stream(request.peek()) {
         return responder.refuse(worker, error);
     }
-    spawn_local(send_range(worker.clone(), responder, request));
+    let worker = worker.clone();
+    spawn_local(async move {
+        if !request.peek().serializable
+            && let Err(error) = worker.barrier().await
+        {
+            return responder.refuse(&worker, error);
+        }
+        request.pass(&worker, responder, |worker, responder, request| {
+            spawn_local(send_range(worker.clone(), responder, request));
+        });
+    });
 }
 
 async fn send_range(worker: Rc<Worker>, responder: Responder, request: pb::RangeRequest) {
-    if !request.serializable
-        && let Err(error) = worker.barrier().await
-    {
-        return responder.refuse(&worker, error);
-    }
+    let access = responder.access.clone();
     worker.shared.metrics.ranges.inc();
     let max_bytes = worker.member().limits().max_request_bytes;
     let mut chunks = match worker.member().state().range_stream(request, max_bytes) {
@@ -151,7 +166,11 @@ async fn send_range(worker: Rc<Worker>, responder: Responder, request: pb::Range
     };
     let Some(mut outgoing) = responder.stream(&worker) else { return };
     loop {
-        let mut chunk = match chunks.next_chunk() {
+        let chunk = chunks.next_chunk();
+        if let Err(error) = worker.holds(&access) {
+            return outgoing.refuse(&worker, error);
+        }
+        let mut chunk = match chunk {
             Ok(Some(chunk)) => chunk,
             Ok(None) => return outgoing.end(&worker),
             Err(error) => return outgoing.refuse(&worker, error),

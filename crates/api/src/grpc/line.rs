@@ -11,10 +11,12 @@ use std::rc::Rc;
 use bytes::Bytes;
 use proto::etcdserverpb as pb;
 use proto::mvccpb::KeyValue;
+use state::auth::Action;
 use state::watch::WatchCreate;
 use state::{Error, Response};
 use tokio::time::sleep_until;
 
+use crate::caller::Caller;
 use crate::grpc::watch::Subscription;
 use crate::grpc::wire::Responder;
 use crate::status::{Code, Refusal};
@@ -56,18 +58,24 @@ pub(crate) struct Place {
 }
 
 /// The lease to stand in line with.
-pub(crate) async fn lease_or_new(worker: &Worker, lease: i64) -> Result<i64, Error> {
+pub(crate) async fn lease_or_new(worker: &Worker, caller: &Caller, lease: i64) -> Result<i64, Error> {
     if lease != 0 {
         return Ok(lease);
     }
     let id = (worker.member().next_id() & i64::MAX as u64) as i64;
     let grant = pb::LeaseGrantRequest { ttl: DEFAULT_TTL, id };
-    worker.apply(pb::InternalRaftRequest { lease_grant: Some(grant), ..Default::default() }).await?;
+    worker.apply_for(caller, pb::InternalRaftRequest { lease_grant: Some(grant), ..Default::default() }).await?;
     Ok(id)
 }
 
 /// Gets in line for `name`, or finds the place that this lease has already.
-pub(crate) async fn get_in_line(worker: &Worker, name: &[u8], lease: i64, value: Bytes) -> Result<Place, Error> {
+pub(crate) async fn get_in_line(
+    worker: &Worker,
+    caller: &Caller,
+    name: &[u8],
+    lease: i64,
+    value: Bytes,
+) -> Result<Place, Error> {
     let mut key = prefix(name).to_vec();
     key.extend(format!("{lease:x}").bytes());
     let key = Bytes::from(key);
@@ -75,6 +83,7 @@ pub(crate) async fn get_in_line(worker: &Worker, name: &[u8], lease: i64, value:
     let get = pb::RangeRequest { key: key.clone(), ..Default::default() };
     let response = txn(
         worker,
+        caller,
         pb::TxnRequest {
             compare: vec![created_at(&key, 0)],
             success: vec![op(pb::request_op::Request::RequestPut(put))],
@@ -94,9 +103,14 @@ pub(crate) async fn get_in_line(worker: &Worker, name: &[u8], lease: i64, value:
 }
 
 /// Waits until nobody under `prefix` stands before `revision`.
-pub(crate) async fn wait_for_turn(worker: &Rc<Worker>, prefix: &Bytes, revision: i64) -> Result<(), Error> {
+pub(crate) async fn wait_for_turn(
+    worker: &Rc<Worker>,
+    caller: &Caller,
+    prefix: &Bytes,
+    revision: i64,
+) -> Result<(), Error> {
     loop {
-        let ahead = worker.member().state().range(&pb::RangeRequest {
+        let line = pb::RangeRequest {
             key: prefix.clone(),
             range_end: prefix_end(prefix),
             limit: 1,
@@ -104,7 +118,8 @@ pub(crate) async fn wait_for_turn(worker: &Rc<Worker>, prefix: &Bytes, revision:
             sort_target: pb::range_request::SortTarget::Create.into(),
             max_create_revision: revision - 1,
             ..Default::default()
-        })?;
+        };
+        let ahead = worker.range_for(caller, &line).await?;
         let seen_at = ahead.header.map_or(0, |header| header.revision);
         let Some(next) = ahead.kvs.into_iter().next() else { return Ok(()) };
         // Only the one right before us matters: when it goes, look again.
@@ -118,17 +133,28 @@ pub(crate) async fn wait_for_turn(worker: &Rc<Worker>, prefix: &Bytes, revision:
 }
 
 /// Who is first in line.
-pub(crate) fn first(worker: &Worker, prefix: &Bytes) -> Result<(Option<pb::ResponseHeader>, Option<KeyValue>), Error> {
-    let mut range = worker.member().state().range(&pb::RangeRequest {
+pub(crate) async fn first(
+    worker: &Worker,
+    caller: &Caller,
+    prefix: &Bytes,
+) -> Result<(Option<pb::ResponseHeader>, Option<KeyValue>), Error> {
+    let line = pb::RangeRequest {
         key: prefix.clone(),
         range_end: prefix_end(prefix),
         limit: 1,
         sort_order: pb::range_request::SortOrder::Ascend.into(),
         sort_target: pb::range_request::SortTarget::Create.into(),
         ..Default::default()
-    })?;
+    };
+    let mut range = worker.range_for(caller, &line).await?;
     worker.complete(&mut range.header);
     Ok((range.header, range.kvs.into_iter().next()))
+}
+
+/// Whether the caller may (still) look at the line.
+pub(crate) async fn may_watch(worker: &Worker, caller: &Caller, prefix: &Bytes) -> Result<(), Error> {
+    let action = Action::Watch { key: prefix, range_end: &prefix_end(prefix) };
+    worker.authorise_soon(caller, &action).await.map(drop)
 }
 
 /// A watch of everybody in line, from `start_revision`.
@@ -138,8 +164,8 @@ pub(crate) fn watch_line(worker: &Rc<Worker>, prefix: &Bytes, start_revision: i6
 }
 
 /// Runs a transaction through the log.
-pub(crate) async fn txn(worker: &Worker, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
-    match worker.apply(pb::InternalRaftRequest { txn: Some(txn), ..Default::default() }).await? {
+pub(crate) async fn txn(worker: &Worker, caller: &Caller, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
+    match worker.apply_for(caller, pb::InternalRaftRequest { txn: Some(txn), ..Default::default() }).await? {
         Response::Txn(mut response) => {
             worker.complete(&mut response.header);
             Ok(response)
@@ -149,9 +175,10 @@ pub(crate) async fn txn(worker: &Worker, txn: pb::TxnRequest) -> Result<pb::TxnR
 }
 
 /// Deletes a key through the log.
-pub(crate) async fn delete(worker: &Worker, key: Bytes) -> Result<pb::DeleteRangeResponse, Error> {
+pub(crate) async fn delete(worker: &Worker, caller: &Caller, key: Bytes) -> Result<pb::DeleteRangeResponse, Error> {
     let delete = pb::DeleteRangeRequest { key, ..Default::default() };
-    match worker.apply(pb::InternalRaftRequest { delete_range: Some(delete), ..Default::default() }).await? {
+    match worker.apply_for(caller, pb::InternalRaftRequest { delete_range: Some(delete), ..Default::default() }).await?
+    {
         Response::DeleteRange(mut response) => {
             worker.complete(&mut response.header);
             Ok(response)

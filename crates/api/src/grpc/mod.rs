@@ -4,8 +4,10 @@
 //! comes in the same packet as its headers) it is decoded and begun right away; what has to wait leaves a continuation
 //! with the [`Worker`] and no task. Only calls that stream, or whose request is still on its way, get one.
 
+mod auth;
 mod cluster;
 mod election;
+pub(crate) mod guard;
 mod health;
 mod kv;
 mod lease;
@@ -29,12 +31,14 @@ use http::{HeaderMap, HeaderValue, Request};
 use prometheus::IntCounter;
 use proto::etcdserverpb as pb;
 use state::Error;
+use state::auth::Action;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout_at};
 
 use crate::caller::{Caller, Client};
 use crate::status::{Code, Refusal};
 use crate::worker::Worker;
+use guard::{Guarded, Unguarded};
 use method::{Kind, Method};
 use wire::{Broken, Incoming, Responder, Sink, parse_timeout};
 
@@ -142,12 +146,12 @@ fn begin_with(worker: &Rc<Worker>, responder: Responder, message: Result<Option<
 /// Runs a call with one request.
 fn run(worker: &Rc<Worker>, responder: Responder, message: Bytes) {
     match responder.method {
-        Method::Range => with(worker, responder, message, kv::range),
+        Method::Range => with_unguarded(worker, responder, message, kv::range),
         Method::Put => with(worker, responder, message, kv::put),
-        Method::Txn => with(worker, responder, message, kv::txn),
+        Method::Txn => with_unguarded(worker, responder, message, kv::txn),
         Method::DeleteRange => with(worker, responder, message, kv::delete_range),
         Method::Compact => with(worker, responder, message, kv::compact),
-        Method::RangeStream => with(worker, responder, message, kv::range_stream),
+        Method::RangeStream => with_unguarded(worker, responder, message, kv::range_stream),
         Method::LeaseGrant => with(worker, responder, message, lease::grant),
         Method::LeaseRevoke => with(worker, responder, message, lease::revoke),
         Method::LeaseTimeToLive => with(worker, responder, message, lease::time_to_live),
@@ -155,7 +159,7 @@ fn run(worker: &Rc<Worker>, responder: Responder, message: Bytes) {
         Method::MemberAdd => with(worker, responder, message, cluster::add),
         Method::MemberRemove => with(worker, responder, message, cluster::remove),
         Method::MemberUpdate => with(worker, responder, message, cluster::update),
-        Method::MemberList => with(worker, responder, message, cluster::list),
+        Method::MemberList => with_unguarded(worker, responder, message, cluster::list),
         Method::MemberPromote => with(worker, responder, message, cluster::promote),
         Method::Alarm => with(worker, responder, message, maintenance::alarm),
         Method::Status => with(worker, responder, message, maintenance::status),
@@ -175,41 +179,50 @@ fn run(worker: &Rc<Worker>, responder: Responder, message: Bytes) {
         Method::Leader => with(worker, responder, message, election::leader),
         Method::Observe => with(worker, responder, message, election::observe),
         Method::Resign => with(worker, responder, message, election::resign),
-        Method::AuthEnable
-        | Method::AuthDisable
-        | Method::AuthStatus
-        | Method::Authenticate
-        | Method::UserAdd
-        | Method::UserGet
-        | Method::UserList
-        | Method::UserDelete
-        | Method::UserChangePassword
-        | Method::UserGrantRole
-        | Method::UserRevokeRole
-        | Method::RoleAdd
-        | Method::RoleGet
-        | Method::RoleList
-        | Method::RoleDelete
-        | Method::RoleGrantPermission
-        | Method::RoleRevokePermission => not_offered(worker, responder),
+        Method::AuthEnable => with(worker, responder, message, auth::enable),
+        Method::AuthDisable => with(worker, responder, message, auth::disable),
+        Method::AuthStatus => with(worker, responder, message, auth::status),
+        Method::Authenticate => with(worker, responder, message, auth::authenticate),
+        Method::UserAdd => with(worker, responder, message, auth::user_add),
+        Method::UserGet => with(worker, responder, message, auth::user_get),
+        Method::UserList => with(worker, responder, message, auth::user_list),
+        Method::UserDelete => with(worker, responder, message, auth::user_delete),
+        Method::UserChangePassword => with(worker, responder, message, auth::user_change_password),
+        Method::UserGrantRole => with(worker, responder, message, auth::user_grant_role),
+        Method::UserRevokeRole => with(worker, responder, message, auth::user_revoke_role),
+        Method::RoleAdd => with(worker, responder, message, auth::role_add),
+        Method::RoleGet => with(worker, responder, message, auth::role_get),
+        Method::RoleList => with(worker, responder, message, auth::role_list),
+        Method::RoleDelete => with(worker, responder, message, auth::role_delete),
+        Method::RoleGrantPermission => with(worker, responder, message, auth::role_grant_permission),
+        Method::RoleRevokePermission => with(worker, responder, message, auth::role_revoke_permission),
         Method::Watch | Method::LeaseKeepAlive => unreachable!("streams of requests do not come here"),
     }
 }
 
-fn not_offered(worker: &Worker, responder: Responder) {
-    let message = format!("{} is not offered by this server", responder.method.path());
-    responder.refuse(worker, Refusal::new(Code::Unimplemented, message));
-}
-
-/// Decodes the request and hands it to its method.
-fn with<M: prost::Message + Default>(
+/// Decodes the request and hands it to its method if its caller may make it.
+fn with<M: prost::Message + Default + Guarded + 'static>(
     worker: &Rc<Worker>,
     responder: Responder,
     message: Bytes,
-    method: impl FnOnce(&Rc<Worker>, Responder, M),
+    method: impl FnOnce(&Rc<Worker>, Responder, M) + 'static,
 ) {
     match decode(message) {
-        Ok(request) => method(worker, responder, request),
+        Ok(request) => Unguarded::new(request).pass(worker, responder, method),
+        Err(refusal) => responder.refuse(worker, refusal),
+    }
+}
+
+/// The same for a method that lets its request pass itself: permissions are looked at behind the barrier of a read, where a
+/// member that lags has heard of the newest ones.
+fn with_unguarded<M: prost::Message + Default + Guarded + 'static>(
+    worker: &Rc<Worker>,
+    responder: Responder,
+    message: Bytes,
+    method: impl FnOnce(&Rc<Worker>, Responder, Unguarded<M>),
+) {
+    match decode(message) {
+        Ok(request) => method(worker, responder, Unguarded::new(request)),
         Err(refusal) => responder.refuse(worker, refusal),
     }
 }
@@ -297,22 +310,32 @@ impl ClientVersions {
 pub(crate) enum Read {
     Range(pb::RangeRequest),
     Txn(pb::TxnRequest),
-    Members,
+    Members(pb::MemberListRequest),
 }
 
-impl Read {
-    /// Answers now from what this member has applied.
-    pub(crate) fn run(self, worker: &Rc<Worker>, responder: Responder) {
+impl Guarded for Read {
+    fn action(&self) -> Action<'_> {
         match self {
-            Read::Range(request) => kv::run_range(worker, responder, request),
-            Read::Txn(request) => kv::run_txn(worker, responder, request),
-            Read::Members => cluster::run_list(worker, responder),
+            Read::Range(request) => request.action(),
+            Read::Txn(request) => request.action(),
+            Read::Members(request) => request.action(),
         }
     }
 }
 
+impl Unguarded<Read> {
+    /// Answers now from what this member has applied.
+    pub(crate) fn run(self, worker: &Rc<Worker>, responder: Responder) {
+        self.pass(worker, responder, |worker, responder, read| match read {
+            Read::Range(request) => kv::run_range(worker, responder, request),
+            Read::Txn(request) => kv::run_txn(worker, responder, request),
+            Read::Members(_) => cluster::run_list(worker, responder),
+        });
+    }
+}
+
 /// Runs a read now if it may see what this member has, or after a barrier.
-fn read(worker: &Rc<Worker>, responder: Responder, read: Read, serializable: bool) {
+fn read(worker: &Rc<Worker>, responder: Responder, read: Unguarded<Read>, serializable: bool) {
     if serializable || worker.member().read_is_local() {
         read.run(worker, responder);
     } else {
@@ -360,10 +383,35 @@ pub(crate) fn answer_applied(worker: &Worker, responder: Responder, response: st
             worker.complete(&mut response.header);
             worker.frame(&response)
         }
+        Response::Auth(response) => auth_frame(worker, response),
         Response::V2(_) | Response::None => {
             let error = Error::Internal("etcdserver: the entry has no answer".into());
             return responder.refuse(worker, error);
         }
     };
     responder.message(worker, frame);
+}
+
+fn auth_frame(worker: &Worker, mut response: state::auth::Response) -> Bytes {
+    use state::auth::Response;
+    worker.complete(response.header_mut());
+    match &response {
+        Response::Enable(response) => worker.frame(response),
+        Response::Disable(response) => worker.frame(response),
+        Response::Status(response) => worker.frame(response),
+        Response::Authenticate(response) => worker.frame(response),
+        Response::UserAdd(response) => worker.frame(response),
+        Response::UserGet(response) => worker.frame(response),
+        Response::UserList(response) => worker.frame(response),
+        Response::UserDelete(response) => worker.frame(response),
+        Response::UserChangePassword(response) => worker.frame(response),
+        Response::UserGrantRole(response) => worker.frame(response),
+        Response::UserRevokeRole(response) => worker.frame(response),
+        Response::RoleAdd(response) => worker.frame(response),
+        Response::RoleGet(response) => worker.frame(response),
+        Response::RoleList(response) => worker.frame(response),
+        Response::RoleDelete(response) => worker.frame(response),
+        Response::RoleGrantPermission(response) => worker.frame(response),
+        Response::RoleRevokePermission(response) => worker.frame(response),
+    }
 }

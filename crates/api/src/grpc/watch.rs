@@ -23,12 +23,16 @@ use proto::etcdserverpb as pb;
 use proto::etcdserverpb::watch_create_request::FilterType;
 use proto::etcdserverpb::watch_request::RequestUnion;
 use state::Error;
+use state::auth::{Action, Place, Subject};
 use state::watch::{Events, Hub, Output, OutputKind, StreamId, StreamOutput, WatchCreate};
+use store::RangeEnd;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use crate::caller::Caller;
 use crate::grpc::decode;
+use crate::grpc::guard::Guarded as _;
 use crate::grpc::wire::{Broken, Gone, Incoming, Outgoing, PREFIX_BYTES, Responder};
 use crate::member::Member;
 use crate::status::Refusal;
@@ -52,6 +56,8 @@ pub(crate) struct Desk {
     next_stream: Cell<StreamId>,
     /// Rung when the hub should be polled; by the apply thread, too.
     bell: Arc<Notify>,
+    /// The users and roles with which all watchers have been found to be allowed.
+    checked: Cell<u64>,
 }
 
 /// Where a stream's outputs go.
@@ -61,6 +67,9 @@ enum Sink {
 }
 
 struct ClientSink {
+    caller: Caller,
+    /// Who the caller was when it was last looked at. A token that ends later ends no watch; a permission that does, does.
+    user: RefCell<Option<Arc<str>>>,
     outgoing: RefCell<Outgoing>,
     /// Watchers whose large responses are split.
     fragmenting: RefCell<HashSet<i64>>,
@@ -85,6 +94,7 @@ impl Desk {
             streams: RefCell::default(),
             next_stream: Cell::new(0),
             bell: Arc::new(Notify::new()),
+            checked: Cell::new(0),
         }
     }
 
@@ -154,6 +164,39 @@ impl Desk {
         }
     }
 
+    /// Ends the watches whose clients may no longer watch. Called between finding events and sending them: users and roles
+    /// change before what comes behind them in the log is found, so whoever has lost a permission is given nothing that was
+    /// written afterwards.
+    fn end_forbidden(&self, worker: &Worker) -> Vec<StreamOutput> {
+        let auth = self.member.state().auth();
+        let version = auth.version();
+        if self.checked.replace(version) == version || !auth.is_enabled() {
+            return Vec::new();
+        }
+        let mut all = Vec::new();
+        let (policy, lessor) = (worker.policy(), self.member.state().lessor());
+        let streams: Vec<_> = self.streams.borrow().iter().map(|(id, sink)| (*id, sink.clone())).collect();
+        for (id, sink) in streams {
+            let Sink::Client(client) = &*sink else { continue };
+            let user = client.user(worker);
+            let revision = if user.is_some() { policy.revision() } else { 0 };
+            let subject = Subject { user: user.as_deref().unwrap_or_default(), revision };
+            let items = self.hub().end_unless(id, &mut |range| {
+                let range_end: &[u8] = match &range.end {
+                    RangeEnd::Single => b"",
+                    RangeEnd::Unbounded => b"\0",
+                    RangeEnd::Before(end) => end,
+                };
+                let action = Action::Watch { key: &range.start, range_end };
+                policy.permits(subject, &action, Place::Member, lessor).map_err(cancel_reason)
+            });
+            if !items.is_empty() {
+                all.push(StreamOutput { stream: id, items });
+            }
+        }
+        all
+    }
+
     fn count(&self, worker: &Worker) {
         let (watchers, slow) = self.hub().watchers();
         worker.counters.watching(self.streams.borrow().len(), watchers, slow);
@@ -169,8 +212,16 @@ pub(crate) async fn run(worker: Rc<Worker>) {
         desk.bell.notified().await;
     }
     loop {
-        let (outputs, more) = desk.hub().poll(POLL_BUDGET);
+        let (mut outputs, more) = desk.hub().poll(POLL_BUDGET);
+        let ended = desk.end_forbidden(&worker);
+        for StreamOutput { stream, items } in &ended {
+            let has_ended = |output: &Output| items.iter().any(|ended| ended.watch_id == output.watch_id);
+            for found in outputs.iter_mut().filter(|found| found.stream == *stream) {
+                found.items.retain(|output| !has_ended(output));
+            }
+        }
         desk.send(&worker, outputs);
+        desk.send(&worker, ended);
         desk.count(&worker);
         if more || !desk.hub().arm() {
             yield_now().await;
@@ -181,6 +232,7 @@ pub(crate) async fn run(worker: Rc<Worker>) {
         tokio::select! {
             () = desk.bell.notified() => {}
             _ = ticks.tick(), if has_watchers => {
+                desk.send(&worker, desk.end_forbidden(&worker));
                 let due = desk.hub().tick(worker.member().now_ms());
                 desk.send(&worker, due);
             }
@@ -200,9 +252,11 @@ enum Event {
 
 /// Serves one Watch stream until its client goes.
 pub(crate) async fn serve(worker: Rc<Worker>, responder: Responder, mut incoming: Incoming, require_leader: bool) {
-    let method = responder.method;
+    let (method, caller) = (responder.method, responder.caller.clone());
     let Some(outgoing) = responder.stream(&worker) else { return };
     let (id, sink) = worker.watching.open(Sink::Client(ClientSink {
+        caller,
+        user: RefCell::default(),
         outgoing: RefCell::new(outgoing),
         fragmenting: RefCell::default(),
         blocked: Cell::new(false),
@@ -246,7 +300,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, responder: Responder, mut incoming
             Event::Asked(message) => {
                 worker.counters.received(method, message.len());
                 match decode::<pb::WatchRequest>(message) {
-                    Ok(request) => handle(&worker, id, client, request),
+                    Ok(request) => handle(&worker, id, client, request).await,
                     Err(refusal) => break Some(refusal),
                 }
             }
@@ -269,11 +323,19 @@ pub(crate) async fn serve(worker: Rc<Worker>, responder: Responder, mut incoming
     }
 }
 
-fn handle(worker: &Worker, id: StreamId, client: &ClientSink, request: pb::WatchRequest) {
+async fn handle(worker: &Worker, id: StreamId, client: &ClientSink, request: pb::WatchRequest) {
     let desk = &worker.watching;
     match request.request_union {
         Some(RequestUnion::CreateRequest(request)) => {
             let fragment = request.fragment;
+            // What it asks for is not there, whoever asks.
+            if request.start_revision >= 0
+                && let Err(error) = client.authorise(worker, &request).await
+            {
+                let kind = OutputKind::Rejected { reason: cancel_reason(error) };
+                let revision = worker.member().state().revision();
+                return desk.send_to(worker, id, vec![Output { watch_id: -1, revision, kind }]);
+            }
             let outputs = desk.hub().create(id, watch_create(request));
             if fragment {
                 let created = outputs.iter().filter(|output| output.kind == OutputKind::Created);
@@ -294,6 +356,29 @@ fn handle(worker: &Worker, id: StreamId, client: &ClientSink, request: pb::Watch
         }
         // From a newer client; etcd ignores it.
         None => {}
+    }
+}
+
+/// Why a watch is not, or no longer, allowed. What nobody else is to know is a denied permission.
+fn cancel_reason(error: Error) -> String {
+    let told = match error {
+        Error::InvalidAuthToken | Error::AuthOldRevision | Error::UserEmpty => error,
+        _ => Error::PermissionDenied,
+    };
+    Refusal::from(told).describe()
+}
+
+impl ClientSink {
+    async fn authorise(&self, worker: &Worker, request: &pb::WatchCreateRequest) -> Result<(), Error> {
+        let access = worker.authorise_soon(&self.caller, &request.action()).await?;
+        self.user.replace(access.user().cloned());
+        Ok(())
+    }
+
+    /// Whose watches these are.
+    fn user(&self, worker: &Worker) -> Option<Arc<str>> {
+        let known = self.user.borrow().clone();
+        known.or_else(|| worker.identify(&self.caller).ok()?.user().cloned())
     }
 }
 

@@ -10,6 +10,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use tokio::time::Instant;
 
+use crate::auth::Access;
 use crate::caller::Caller;
 use crate::grpc::method::Method;
 use crate::grpc::pipe::Requests;
@@ -165,6 +166,8 @@ pub(crate) struct Responder {
     sink: Sink,
     pub(crate) method: Method,
     pub(crate) caller: Caller,
+    /// Who the caller was found to be; nobody until it was looked at.
+    pub(crate) access: Access,
     /// When the client gives up, from `grpc-timeout`.
     pub(crate) deadline: Option<Instant>,
     /// When the call began; only measured with `--metrics=extensive`.
@@ -185,7 +188,7 @@ impl Responder {
         deadline: Option<Instant>,
         started: Option<Instant>,
     ) -> Self {
-        Self { sink, method, caller, deadline, started }
+        Self { sink, method, caller, access: Access::default(), deadline, started }
     }
 
     /// Answers with one message, `frame` (prefix included), and OK.

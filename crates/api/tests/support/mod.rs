@@ -13,8 +13,8 @@ use bytes::Bytes;
 use disk::MemDisk;
 use http::{HeaderMap, Request};
 use keelson_api::{
-    Answer, Client, HttpOptions, Identity, Limits, Member, Metrics, Outbox, Reply, Shared, SnapshotSource, Status,
-    TimeToLive, Worker, serve_connection,
+    Answer, AuthOptions, Authenticator, Client, HttpOptions, Identity, Limits, Member, Metrics, Outbox, Reply, Shared,
+    SnapshotSource, Status, TimeToLive, Worker, serve_connection,
 };
 use prost::Message;
 use proto::etcdserverpb::InternalRaftRequest;
@@ -89,7 +89,8 @@ impl Member for FakeMember {
         if request.encoded_len() > self.limits.max_request_bytes {
             return reply.send(Err(Error::RequestTooLarge));
         }
-        request.header = Some(proto::etcdserverpb::RequestHeader { id: self.next_id(), ..Default::default() });
+        let header = request.header.take().unwrap_or_default();
+        request.header = Some(proto::etcdserverpb::RequestHeader { id: self.next_id(), ..header });
         // A closed channel drops the reply, which answers it.
         let _ = self.proposals.lock().expect("not poisoned").send((request, reply));
     }
@@ -217,8 +218,15 @@ impl Server {
     pub fn with(limits: Limits, http: HttpOptions) -> Self {
         let member = FakeMember::new(limits);
         let (close, closing) = tokio::sync::watch::channel(false);
-        let shared =
-            Arc::new(Shared { member: member.clone(), metrics: Metrics::new(false), http, closing: closing.clone() });
+        let shared = Arc::new(Shared {
+            member: member.clone(),
+            metrics: Metrics::new(false),
+            auth: Arc::new(
+                Authenticator::new(&AuthOptions { bcrypt_cost: 4, ..AuthOptions::default() }).expect("good options"),
+            ),
+            http,
+            closing: closing.clone(),
+        });
         let (tell, told) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -362,6 +362,27 @@ impl Hub {
         Some(Output { watch_id, revision: self.feed.tail(), kind })
     }
 
+    /// Ends the watchers of a stream whose range fails `check`; the answer says why.
+    pub fn end_unless(
+        &mut self,
+        stream_id: StreamId,
+        check: &mut dyn FnMut(&KeyRange) -> Result<(), String>,
+    ) -> Vec<Output> {
+        let Some(stream) = self.streams.get(&stream_id) else { return Vec::new() };
+        let fails = |(&watch_id, &at): (&i64, &u32)| {
+            let watcher = self.watchers[at as usize].as_ref()?;
+            Some((watch_id, check(&watcher.interest.range).err()?))
+        };
+        let ended: Vec<(i64, String)> = stream.watchers.iter().filter_map(fails).collect();
+        let mut outputs = Vec::new();
+        for (watch_id, reason) in ended {
+            if let Some(Output { watch_id, revision, .. }) = self.cancel(stream_id, watch_id) {
+                outputs.push(Output { watch_id, revision, kind: OutputKind::Canceled { compact_revision: 0, reason } });
+            }
+        }
+        outputs
+    }
+
     /// Removes a stream and all its watchers.
     pub fn close(&mut self, stream_id: StreamId) {
         let Some(stream) = self.streams.remove(&stream_id) else { return };
