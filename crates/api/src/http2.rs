@@ -39,7 +39,8 @@ async fn answer(worker: Rc<Worker>, head: Parts, body: RecvStream, mut send: Sen
         None => {}
     }
     let payload = read_all(body).await?;
-    let (head, body) = ops::serve(&worker, Port::Client, head, payload).await.into_parts();
+    let answer = ops::serve(&worker, Port::Client, head, payload).await;
+    let (head, body) = Response::<Body>::from(answer).into_parts();
     match body {
         Body::Whole(body) => whole(&mut send, Response::from_parts(head, body), is_head).await,
         Body::Watch(watching) => {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use ::proto::etcdserverpb as pb;
 use parking_lot::Mutex;
 use prometheus::core::{Collector, Desc};
 use prometheus::{
@@ -227,6 +228,11 @@ impl Metrics {
         }
         self.server_version.with_label_values(&[&status.version]).set(1);
         self.server_id.with_label_values(&[&format!("{:x}", member.identity().member_id)]).set(1);
+        self.alarms.reset();
+        for alarm in reader.alarms(0) {
+            let kind = pb::AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |kind| kind.as_str_name());
+            self.alarms.with_label_values(&[&format!("{:x}", alarm.member_id), kind]).set(1);
+        }
         self.mirror_peers(member);
 
         let mut text = Vec::with_capacity(64 << 10);

@@ -581,6 +581,12 @@ pub(crate) fn decode(index: u64, data: &Bytes) -> Result<Entry, Fatal> {
     if data.is_empty() {
         return Ok(Entry::Empty);
     }
+    // Tried first where it must be one: that it is nothing else costs more to find out than what it is.
+    if v2::names_method(data)
+        && let Ok(request) = v2pb::Request::decode(data.clone())
+    {
+        return Ok(Entry::V2(Box::new(request)));
+    }
     match pb::InternalRaftRequest::decode(data.clone()) {
         Ok(pb::InternalRaftRequest { v2: Some(request), .. }) => Ok(Entry::V2(Box::new(request))),
         Ok(request) => Ok(Entry::V3(Box::new(request))),

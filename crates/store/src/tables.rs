@@ -1,6 +1,7 @@
 //! The small tables beside the keys: leases, users, members. Newest wins, and all of it is in memory.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::ops::Bound;
 
 use bytes::Bytes;
@@ -38,8 +39,13 @@ fn cost(key: &[u8], value: &[u8]) -> u64 {
 impl Tables {
     pub(crate) fn set(&mut self, table: Table, key: &[u8], value: &[u8]) {
         self.live_bytes += cost(key, value);
-        let old =
-            self.rows.entry(table).or_default().insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+        let rows = self.rows.entry(table).or_default();
+        let value = Bytes::copy_from_slice(value);
+        // Most rows are there already: another key would be made only to be thrown away.
+        let old = match rows.get_mut(key) {
+            Some(place) => Some(mem::replace(place, value)),
+            None => rows.insert(Bytes::copy_from_slice(key), value),
+        };
         if let Some(old) = old {
             self.live_bytes -= cost(key, &old);
         }

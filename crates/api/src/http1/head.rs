@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
+use memchr::memchr_iter;
 
 /// Fields that a head may have.
 const MAX_FIELDS: usize = 128;
@@ -46,9 +47,8 @@ impl Fault {
 /// The end of the head with which `input` begins, if it is there; `seen` bytes of it have been looked at before.
 pub(super) fn end(input: &[u8], seen: usize) -> Option<usize> {
     let from = seen.saturating_sub(3);
-    let lines = input[from..].iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| from + at);
     // A line's end that follows another one's.
-    lines.into_iter().map(|at| at + 1).find_map(|at| match &input[at..] {
+    memchr_iter(b'\n', &input[from..]).map(|at| from + at + 1).find_map(|at| match &input[at..] {
         [b'\n', ..] => Some(at + 1),
         [b'\r', b'\n', ..] => Some(at + 2),
         _ => None,

@@ -9,10 +9,12 @@
 //! A head has at most 1 MiB and 128 fields, a body 10 MiB; both have to arrive within five minutes. At most one request
 //! of a connection is in work, and nothing is read ahead of it but what came in the same read.
 
+mod answer;
 mod body;
 mod head;
 
 use std::cell::RefCell;
+use std::fmt::Write;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::MaybeUninit;
@@ -22,9 +24,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, Method, Response, StatusCode, Version};
+use http::{Method, Response, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
@@ -33,6 +34,7 @@ use crate::gateway::{Exchange, Piece, websocket};
 use crate::ops::{self, Port};
 use crate::v2::{Body, Watching};
 use crate::worker::Worker;
+pub(crate) use answer::{Answer, Fields};
 use head::{Fault, Head, Length};
 
 /// The largest head, with the address and all fields; Go's bound.
@@ -62,7 +64,8 @@ where
         io,
         input: greeting.into(),
         output: BytesMut::new(),
-        deadline: Box::pin(sleep(worker.shared.http.request_timeout)),
+        deadline: Instant::now() + worker.shared.http.request_timeout,
+        alarm: Box::pin(sleep(worker.shared.http.request_timeout)),
         closing: Box::pin(closed(worker.shared.closing.clone())),
         is_closing: false,
     };
@@ -77,7 +80,9 @@ struct Connection<I> {
     /// What is to be written. The same.
     output: BytesMut,
     /// When the request that is being read must have arrived.
-    deadline: Pin<Box<Sleep>>,
+    deadline: Instant,
+    /// Rings at the deadline or before: it is only set again when it rings, which is cheaper than for every request.
+    alarm: Pin<Box<Sleep>>,
     closing: Pin<Box<dyn Future<Output = ()>>>,
     is_closing: bool,
 }
@@ -85,7 +90,7 @@ struct Connection<I> {
 impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
     /// Answers the next request. Says whether there may be another one. An error: the connection cannot be used any more.
     async fn serve_one(&mut self, worker: &Rc<Worker>, port: Port) -> io::Result<bool> {
-        self.deadline.as_mut().reset(Instant::now() + worker.shared.http.request_timeout);
+        self.deadline = Instant::now() + worker.shared.http.request_timeout;
         let Head { parts, length, keep_alive, waits_for_leave } = match self.head().await? {
             Some(Ok(head)) => head,
             Some(Err(fault)) => return self.refuse(fault).await,
@@ -107,7 +112,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
                     let read_whole = self.body(length, waits_for_leave).await.is_ok();
                     self.give_back();
                     let (is_head, is_1_1) = (parts.method == Method::HEAD, parts.version == Version::HTTP_11);
-                    self.whole(is_head, is_1_1, response, keep_alive && read_whole, read_whole).await
+                    self.response(is_head, is_1_1, response, keep_alive && read_whole, read_whole).await
                 }
             };
         }
@@ -121,18 +126,16 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         self.give_back();
         let (is_head, is_1_1) = (parts.method == Method::HEAD, parts.version == Version::HTTP_11);
         // In a box: a connection that only waits afterwards must not keep room for what it did before.
-        let response = Box::pin(ops::serve(worker, port, parts, payload)).await;
+        let Answer { status, fields, body } = Box::pin(ops::serve(worker, port, parts, payload)).await;
         let mut keep_alive = keep_alive && read_whole && !*worker.shared.closing.borrow();
-        let (head, body) = response.into_parts();
         match body {
             Body::Whole(body) => {
-                let response = Response::from_parts(head, body);
-                return self.whole(is_head, is_1_1, response, keep_alive, read_whole).await;
+                return self.whole(is_head, is_1_1, (status, &fields, body), keep_alive, read_whole).await;
             }
             Body::Watch(watching) => {
                 keep_alive = keep_alive && is_1_1;
-                self.write_head(head.status, &head.headers, is_1_1, Frame { length: None, keep_alive });
-                drop(head);
+                self.write_head(status, &fields, is_1_1, Frame { length: None, keep_alive });
+                drop(fields);
                 self.flush().await?;
                 keep_alive &= self.events(watching, is_1_1).await?;
             }
@@ -148,13 +151,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         &mut self,
         is_head: bool,
         is_1_1: bool,
-        response: Response<Bytes>,
+        (status, fields, body): (StatusCode, &Fields, Bytes),
         keep_alive: bool,
         read_whole: bool,
     ) -> io::Result<bool> {
-        let (head, body) = response.into_parts();
-        let length = Some(body.len()).filter(|_| head.status != StatusCode::NO_CONTENT);
-        self.write_head(head.status, &head.headers, is_1_1, Frame { length, keep_alive });
+        let length = Some(body.len()).filter(|_| status != StatusCode::NO_CONTENT);
+        self.write_head(status, fields, is_1_1, Frame { length, keep_alive });
         if !is_head {
             if body.len() >= OWN_WRITE_BYTES {
                 self.flush().await?;
@@ -173,14 +175,29 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         Ok(keep_alive)
     }
 
+    /// The same, of an answer whose fields are a map.
+    async fn response(
+        &mut self,
+        is_head: bool,
+        is_1_1: bool,
+        response: Response<Bytes>,
+        keep_alive: bool,
+        read_whole: bool,
+    ) -> io::Result<bool> {
+        let (head, body) = response.into_parts();
+        let answer = (head.status, &Fields::from(&head.headers), body);
+        self.whole(is_head, is_1_1, answer, keep_alive, read_whole).await
+    }
+
     // --- the gateway ---
 
     /// Turns the connection into a WebSocket and serves that. No other request follows.
     async fn websocket(&mut self, worker: &Rc<Worker>, name: &str, request: Parts) -> io::Result<bool> {
         match websocket::accept(&request, &worker.shared.http) {
-            Err(status) => self.whole(false, true, websocket::refusal(status), false, true).await,
+            Err(status) => self.response(false, true, websocket::refusal(status), false, true).await,
             Ok(response) => {
-                self.write_head(response.status(), response.headers(), true, Frame { length: None, keep_alive: true });
+                let fields = Fields::from(response.headers());
+                self.write_head(response.status(), &fields, true, Frame { length: None, keep_alive: true });
                 self.flush().await?;
                 let ahead = std::mem::take(&mut self.input);
                 websocket::serve(&mut self.io, ahead, worker, name, request).await;
@@ -215,14 +232,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
                 Ok(Step::Say(Piece::Whole(mut response))) => {
                     worker.shared.http.allow_origin(&request.headers, response.headers_mut());
                     let keep_alive = keep_alive && reader.is_done() && !*worker.shared.closing.borrow();
-                    return self
-                        .whole(request.method == Method::HEAD, is_1_1, response, keep_alive, reader.is_done())
-                        .await;
+                    let is_head = request.method == Method::HEAD;
+                    return self.response(is_head, is_1_1, response, keep_alive, reader.is_done()).await;
                 }
                 Ok(Step::Say(Piece::Head(mut response))) => {
                     worker.shared.http.allow_origin(&request.headers, response.headers_mut());
                     let frame = Frame { length: None, keep_alive: keep_alive && is_1_1 };
-                    self.write_head(response.status(), response.headers(), is_1_1, frame);
+                    self.write_head(response.status(), &Fields::from(response.headers()), is_1_1, frame);
                     has_head = true;
                 }
                 Ok(Step::Say(Piece::Data(data))) => self.write_data(&data, is_1_1),
@@ -266,7 +282,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
                 return Poll::Ready(Ok(Step::End));
             }
             // A request that comes to an end must do so in time; one that goes on as long as its answer need not.
-            if !reader.is_done() && !exchange.is_duplex() && self.deadline.as_mut().poll(cx).is_ready() {
+            if !reader.is_done() && !exchange.is_duplex() && self.is_late(cx) {
                 return Poll::Ready(Err(Unread::Io(io::ErrorKind::TimedOut.into())));
             }
             return Poll::Pending;
@@ -381,7 +397,18 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         if self.input.is_empty() && self.poll_closing(cx) {
             return Poll::Ready(Ok(0));
         }
-        self.deadline.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        if self.is_late(cx) { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) } else { Poll::Pending }
+    }
+
+    /// Whether the deadline has passed.
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.alarm.as_mut().poll(cx).is_ready() {
+            if self.deadline <= Instant::now() {
+                return true;
+            }
+            self.alarm.as_mut().reset(self.deadline);
+        }
+        false
     }
 
     /// Reads into a buffer on the stack: who waits needs none.
@@ -415,31 +442,33 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         self.io.write_all(&output).await
     }
 
-    fn write_head(&mut self, status: StatusCode, headers: &HeaderMap, is_1_1: bool, frame: Frame) {
+    fn write_head(&mut self, status: StatusCode, fields: &Fields, is_1_1: bool, frame: Frame) {
         let out = &mut self.output;
-        out.reserve(512);
+        // The rest of the head, and a body that goes out with it.
+        let body = frame.length.unwrap_or(0).min(OWN_WRITE_BYTES);
+        out.reserve(fields.as_bytes().len() + 256 + body);
         out.extend_from_slice(if is_1_1 { b"HTTP/1.1 " } else { b"HTTP/1.0 " });
         out.extend_from_slice(status.as_str().as_bytes());
         out.put_u8(b' ');
         out.extend_from_slice(status.canonical_reason().unwrap_or("status").as_bytes());
         out.extend_from_slice(b"\r\n");
-        for (name, value) in headers.iter().filter(|(name, _)| *name != CONTENT_LENGTH) {
-            field(out, name, value.as_bytes());
-        }
-        with_date(|date| field(out, &DATE, date));
+        out.extend_from_slice(fields.as_bytes());
+        out.extend_from_slice(b"Date: ");
+        with_date(|date| out.extend_from_slice(date));
         match frame.length {
-            Some(length) => field(out, &CONTENT_LENGTH, length.to_string().as_bytes()),
+            // Memory does not fail.
+            Some(length) => drop(write!(out, "\r\nContent-Length: {length}")),
             None if is_1_1 && status != StatusCode::NO_CONTENT && !status.is_informational() => {
-                field(out, &TRANSFER_ENCODING, b"chunked")
+                out.extend_from_slice(b"\r\nTransfer-Encoding: chunked");
             }
             None => {}
         }
         if !frame.keep_alive {
-            field(out, &CONNECTION, b"close");
+            out.extend_from_slice(b"\r\nConnection: close");
         } else if !is_1_1 {
-            field(out, &CONNECTION, b"keep-alive");
+            out.extend_from_slice(b"\r\nConnection: keep-alive");
         }
-        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(b"\r\n\r\n");
     }
 
     fn write_data(&mut self, data: &[u8], is_1_1: bool) {
@@ -486,9 +515,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
     async fn refuse(&mut self, Fault(status, text): Fault) -> io::Result<bool> {
         let reason = status.canonical_reason().unwrap_or_default();
         let body = format!("{} {reason}{text}", status.as_str());
-        let (mut head, ()) = Response::new(()).into_parts();
-        head.headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
-        self.write_head(status, &head.headers, true, Frame { length: Some(body.len()), keep_alive: false });
+        let mut fields = Fields::default();
+        fields.add("Content-Type", "text/plain; charset=utf-8");
+        self.write_head(status, &fields, true, Frame { length: Some(body.len()), keep_alive: false });
         self.output.extend_from_slice(body.as_bytes());
         self.end(true).await?;
         Ok(false)
@@ -539,22 +568,6 @@ impl From<io::Error> for Unread {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
-}
-
-/// Writes a field, its name as Go spells it: scripts look for that.
-fn field(out: &mut BytesMut, name: &HeaderName, value: &[u8]) {
-    let begin = out.len();
-    out.extend_from_slice(name.as_str().as_bytes());
-    let mut begins = true;
-    for byte in &mut out[begin..] {
-        if begins {
-            byte.make_ascii_uppercase();
-        }
-        begins = *byte == b'-';
-    }
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
-    out.extend_from_slice(b"\r\n");
 }
 
 /// The time as a field says it; made anew once a second.

@@ -15,14 +15,17 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use serde_json::json;
 
 use crate::gateway::{self, Exchange};
-use crate::http1::Payload;
+use crate::http1::{Answer, Payload};
 use crate::member::Member;
 use crate::metrics::file_descriptors;
-use crate::v2::{self, Body};
+use crate::v2;
 use crate::worker::Worker;
 
 /// As in etcd.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
+/// What scripts of other origins may do, where they may do anything.
+const ALLOWED_METHODS: &str = "POST, GET, OPTIONS, PUT, DELETE";
+const ALLOWED_FIELDS: &str = "accept, content-type, authorization";
 
 /// Settings of the plain HTTP side.
 #[derive(Clone, Debug)]
@@ -90,24 +93,28 @@ pub(crate) fn gateway_method(worker: &Worker, port: Port, head: &Parts) -> Optio
 }
 
 /// Answers any other request.
-pub(crate) async fn serve(worker: &Rc<Worker>, port: Port, head: Parts, body: Payload) -> Response<Body> {
+pub(crate) async fn serve(worker: &Rc<Worker>, port: Port, head: Parts, body: Payload) -> Answer {
     if port != Port::Client {
-        return respond(worker, port, &head).await.map(Body::Whole);
+        return respond(worker, port, &head).await.into();
     }
-    let Some(path) = v2::decode_path(head.uri.path()) else { return v2::bad_request() };
+    let Some(path) = v2::decode_path(head.uri.path()) else { return v2::bad_request().into() };
     let options = &worker.shared.http;
     if head.method != Method::OPTIONS && options.refuse_host(&head.uri, &head.headers).is_none() {
         let answer = match v2::clean_location(&path, head.uri.query()) {
-            Some(location) => Some(v2::redirect(&head.method, &location)),
+            Some(location) => Some(v2::redirect(&head.method, &location).into()),
             None if options.v2 => v2::serve(worker, &head, &path, body).await,
             None => None,
         };
-        if let Some(mut response) = answer {
-            options.allow_origin(&head.headers, response.headers_mut());
-            return response;
+        if let Some(mut answer) = answer {
+            if let Some(origin) = options.allowed_origin(&head.headers) {
+                answer.fields.add("Access-Control-Allow-Headers", ALLOWED_FIELDS);
+                answer.fields.add("Access-Control-Allow-Methods", ALLOWED_METHODS);
+                answer.fields.add("Access-Control-Allow-Origin", origin);
+            }
+            return answer;
         }
     }
-    respond(worker, port, &head).await.map(Body::Whole)
+    respond(worker, port, &head).await.into()
 }
 
 async fn respond(worker: &Rc<Worker>, port: Port, head: &Parts) -> Response<Bytes> {
@@ -231,17 +238,20 @@ impl HttpOptions {
 
     /// Tells browsers which pages' scripts may read this answer.
     pub fn allow_origin(&self, request: &HeaderMap, response: &mut HeaderMap) {
-        let allowed = if self.cors.iter().any(|origin| origin == "*") {
-            HeaderValue::from_static("*")
-        } else {
-            match request.get(ORIGIN) {
-                Some(origin) if self.cors.iter().any(|allowed| origin == allowed) => origin.clone(),
-                _ => return,
-            }
-        };
-        response.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE"));
-        response.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
-        response.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("accept, content-type, authorization"));
+        if let Some(origin) = self.allowed_origin(request) {
+            response.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(ALLOWED_METHODS));
+            response.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            response.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(ALLOWED_FIELDS));
+        }
+    }
+
+    /// The origin whose scripts may read the answer to this request, if any.
+    fn allowed_origin(&self, request: &HeaderMap) -> Option<HeaderValue> {
+        if self.cors.iter().any(|origin| origin == "*") {
+            return Some(HeaderValue::from_static("*"));
+        }
+        let origin = request.get(ORIGIN)?;
+        self.cors.iter().any(|allowed| origin == allowed).then(|| origin.clone())
     }
 }
 

@@ -16,9 +16,11 @@ use serde::{Deserialize, Serialize};
 use state::v2::{self, Code, Found};
 
 use super::{Body, add_cluster_id, go_json, json, keys, message, now_ns, refuse_method};
-use crate::http1::Payload;
+use crate::http1::{Answer, Payload};
 use crate::worker::Worker;
 
+/// Whether users have to say who they are.
+const ENABLED: &str = "/2/enabled";
 const ROOT: &str = "root";
 const GUEST: &str = "guest";
 /// What hashing a password costs; Go's default.
@@ -41,11 +43,11 @@ impl From<v2::Error> for Refusal {
     }
 }
 
-impl From<Refusal> for Response<Body> {
+impl From<Refusal> for Answer {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::Auth(status, text) => message(status, &format!("auth: {text}")),
-            Refusal::Plain(status, text) => message(status, &text),
+            Refusal::Auth(status, text) => message(status, &format!("auth: {text}")).into(),
+            Refusal::Plain(status, text) => message(status, &text).into(),
             Refusal::Tree(error) => keys::refusal(&error),
         }
     }
@@ -185,7 +187,7 @@ async fn propose(
 
 /// Makes the directories, once for a cluster.
 async fn ensure_directories(worker: &Worker) -> Result<(), v2::Error> {
-    if worker.member().state().v2().exists(&format!("{}/enabled", v2::AUTH)) {
+    if worker.member().state().v2().exists(ENABLED) {
         return Ok(());
     }
     for (resource, value, dir) in
@@ -220,7 +222,8 @@ fn parse<T: DeserializeOwned>(found: &Found) -> Result<T, Refusal> {
 
 /// Whether users have to say who they are.
 pub(super) fn is_enabled(worker: &Worker) -> bool {
-    look_up(worker, "/enabled").ok().and_then(|found| found.value()).is_some_and(|value| value == "true")
+    // Read for every request, and counted, as in etcd.
+    worker.member().state().v2().value(ENABLED).is_some_and(|value| value == "true")
 }
 
 fn missing_as(error: v2::Error, what: impl FnOnce() -> String) -> Refusal {
@@ -339,14 +342,14 @@ pub(super) fn no_rights() -> Response<Body> {
 // --- requests ---
 
 /// Answers a request for `/v2/auth` and below; none if there is no such path.
-pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, rest: &str, body: Payload) -> Option<Response<Body>> {
+pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, rest: &str, body: Payload) -> Option<Answer> {
     let method = &head.method;
     if rest == "/enable" {
         if let Some(refusal) = refuse_method(head, &["GET", "PUT", "DELETE"]) {
-            return Some(refusal);
+            return Some(refusal.into());
         }
         if method != Method::GET && !is_root(worker, head).await {
-            return Some(no_rights());
+            return Some(no_rights().into());
         }
         return Some(with_id(worker, switch(worker, method).await));
     }
@@ -356,13 +359,13 @@ pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, rest: &str, body: P
     let allowed: &[&str] = match pieces[..] {
         [] => &["GET"],
         [_] => &["GET", "PUT", "DELETE"],
-        _ => return Some(message(StatusCode::BAD_REQUEST, "Invalid path")),
+        _ => return Some(message(StatusCode::BAD_REQUEST, "Invalid path").into()),
     };
     if let Some(refusal) = refuse_method(head, allowed) {
-        return Some(refusal);
+        return Some(refusal.into());
     }
     if !is_root(worker, head).await {
-        return Some(no_rights());
+        return Some(no_rights().into());
     }
     let answer = match (of_users.is_some(), pieces.first()) {
         (true, None) => all_users(worker),
@@ -373,10 +376,10 @@ pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, rest: &str, body: P
     Some(with_id(worker, answer))
 }
 
-fn with_id(worker: &Worker, answer: Result<Response<Body>, Refusal>) -> Response<Body> {
-    let mut response = answer.unwrap_or_else(Response::from);
-    add_cluster_id(worker, &mut response);
-    response
+fn with_id(worker: &Worker, answer: Result<Response<Body>, Refusal>) -> Answer {
+    let mut answer = answer.map_or_else(Answer::from, Answer::from);
+    add_cluster_id(worker, &mut answer);
+    answer
 }
 
 fn shown(status: StatusCode, value: &impl Serialize) -> Response<Body> {

@@ -1,32 +1,44 @@
 //! Parameters of a request to keys: from the query, and from a form in the body, whose values win.
 
+use std::borrow::Cow;
+
 use http::Method;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
+use memchr::memchr;
 use proto::v2pb;
 use state::v2::{self, Code, Error, KEYS};
 
 use super::unescape;
 
+/// A name or a value: a piece of the request unless something in it had to be decoded.
+type Piece<'a> = Cow<'a, [u8]>;
+
 /// Names and values in the order in which they count.
 #[derive(Debug, Default)]
-struct Form {
-    fields: Vec<(Vec<u8>, Vec<u8>)>,
+struct Form<'a> {
+    fields: Vec<(Piece<'a>, Piece<'a>)>,
     /// What was wrong first; the other fields were read all the same.
     fault: Option<String>,
 }
 
-impl Form {
-    fn parse(&mut self, text: &[u8]) {
-        for pair in text.split(|byte| *byte == b'&') {
-            if pair.contains(&b';') {
+impl<'a> Form<'a> {
+    fn parse(&mut self, text: &'a [u8]) {
+        let mut rest = Some(text);
+        while let Some(text) = rest {
+            let pair;
+            (pair, rest) = match memchr(b'&', text) {
+                Some(at) => (&text[..at], Some(&text[at + 1..])),
+                None => (text, None),
+            };
+            if memchr(b';', pair).is_some() {
                 self.fault.get_or_insert_with(|| "invalid semicolon separator in query".into());
                 continue;
             }
             if pair.is_empty() {
                 continue;
             }
-            let (name, value) = match pair.iter().position(|byte| *byte == b'=') {
+            let (name, value) = match memchr(b'=', pair) {
                 Some(at) => (&pair[..at], &pair[at + 1..]),
                 None => (pair, &[][..]),
             };
@@ -40,7 +52,7 @@ impl Form {
     }
 
     fn get(&self, name: &str) -> Option<&[u8]> {
-        self.fields.iter().find(|(known, _)| known == name.as_bytes()).map(|(_, value)| value.as_slice())
+        self.fields.iter().find(|(known, _)| **known == *name.as_bytes()).map(|(_, value)| &**value)
     }
 
     fn number(&self, name: &str, code: Code) -> Result<Option<u64>, Error> {
@@ -129,7 +141,8 @@ pub(super) fn parse(head: &Parts, key: &str, body: &[u8], now: i64) -> Result<Ke
     // Go's integers wrap.
     let expiration = ttl.map_or(0, |ttl| (ttl as i64).wrapping_mul(1_000_000_000).wrapping_add(now));
     let method = if head.method == Method::GET && quorum { "QGET" } else { head.method.as_str() };
-    let path = format!("{KEYS}/{}", key.trim_matches('/'));
+    let key = key.trim_matches('/');
+    let path = if key.is_empty() { KEYS.to_owned() } else { [KEYS, "/", key].concat() };
     let entry = v2pb::Request {
         dir: Some(dir),
         prev_value: Some(prev_value.unwrap_or_default().to_vec().into()),
@@ -144,7 +157,7 @@ pub(super) fn parse(head: &Parts, key: &str, body: &[u8], now: i64) -> Result<Ke
         time: Some(now),
         stream: Some(stream),
         refresh,
-        ..v2::request(method, path.trim_end_matches('/').to_owned(), value.to_vec())
+        ..v2::request(method, path, value.to_vec())
     };
     Ok(KeyRequest { entry, no_value_on_success })
 }

@@ -10,8 +10,8 @@ use serde_json::Value;
 use state::Error;
 
 use super::{Body, add_cluster_id, auth, go_json, json, message, method_not_allowed};
-use crate::http1::Payload;
-use crate::member::{Answer, MemberChange};
+use crate::http1::{Answer, Payload};
+use crate::member::{self, MemberChange};
 use crate::worker::Worker;
 
 #[derive(Serialize)]
@@ -37,14 +37,14 @@ struct List {
 }
 
 /// Answers a request; `rest` is the path below.
-pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, rest: &str, body: Payload) -> Response<Body> {
-    let mut response = match head.method {
+pub(super) async fn serve(worker: &Rc<Worker>, head: &Parts, rest: &str, body: Payload) -> Answer {
+    let mut answer = Answer::from(match head.method {
         Method::GET => show(worker, rest),
-        _ if !auth::is_root(worker, head).await => return auth::no_rights(),
+        _ if !auth::is_root(worker, head).await => return auth::no_rights().into(),
         _ => change(worker, head, rest, body).await.unwrap_or_else(|refusal| refusal),
-    };
-    add_cluster_id(worker, &mut response);
-    response
+    });
+    add_cluster_id(worker, &mut answer);
+    answer
 }
 
 fn line(value: &impl Serialize) -> String {
@@ -82,7 +82,7 @@ async fn change(
             let peer_urls = asked(head, body).map_err(|refusal| *refusal)?;
             let change = MemberChange::Add { peer_urls, is_learner: false };
             match worker.ask(|member, reply| member.change_membership(change, reply)).await {
-                Ok(Answer::Members { added: Some(added), .. }) => {
+                Ok(member::Answer::Members { added: Some(added), .. }) => {
                     Ok(json(StatusCode::CREATED, line(&Shown::from(added))))
                 }
                 Err(Error::MemberExist) => Err(message(StatusCode::CONFLICT, "membership: ID exists")),

@@ -11,25 +11,25 @@ mod log_level;
 mod members;
 mod stats;
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderValue, Method, Response, StatusCode};
+use memchr::{memchr, memchr2};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 pub(crate) use body::{Body, Watching};
 pub use stats::{FollowerStats, MessageRate, SelfStats};
 
-use crate::http1::Payload;
+use crate::http1::{Answer, Payload};
 use crate::worker::Worker;
 
-const X_ETCD_CLUSTER_ID: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
-const X_ETCD_INDEX: HeaderName = HeaderName::from_static("x-etcd-index");
-const X_RAFT_INDEX: HeaderName = HeaderName::from_static("x-raft-index");
-const X_RAFT_TERM: HeaderName = HeaderName::from_static("x-raft-term");
+/// What most bodies are.
+const JSON: &str = "application/json";
 
 /// The path below `prefix`, if it is that or below it.
 fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
@@ -37,24 +37,29 @@ fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
 }
 
 /// Answers a request to `path`, which has been decoded and cleaned; `None` if there is no such path.
-pub(crate) async fn serve(worker: &Rc<Worker>, head: &Parts, path: &str, body: Payload) -> Option<Response<Body>> {
-    // Not below /v2, but gone from etcd together with it.
-    if path == "/config/local/log" {
-        return Some(match refuse_method(head, &["PUT"]) {
-            Some(refusal) => refusal,
-            None => log_level::serve(worker, body),
-        });
-    }
-    let rest = below(path, "/v2")?;
-    if let Some(key) = below(rest, "/keys") {
+pub(crate) async fn serve(worker: &Rc<Worker>, head: &Parts, path: &str, body: Payload) -> Option<Answer> {
+    if let Some(key) = below(path, "/v2/keys") {
         return Some(match refuse_method(head, &["HEAD", "GET", "PUT", "POST", "DELETE"]) {
-            Some(refusal) => refusal,
+            Some(refusal) => refusal.into(),
             None => keys::serve(worker, head, key, body).await,
         });
     }
+    // Whoever works with keys must not carry the room that the others' futures need.
+    Box::pin(serve_other(worker, head, path, body)).await
+}
+
+async fn serve_other(worker: &Rc<Worker>, head: &Parts, path: &str, body: Payload) -> Option<Answer> {
+    // Not below /v2, but gone from etcd together with it.
+    if path == "/config/local/log" {
+        return Some(match refuse_method(head, &["PUT"]) {
+            Some(refusal) => refusal.into(),
+            None => log_level::serve(worker, body).into(),
+        });
+    }
+    let rest = below(path, "/v2")?;
     if let Some(member) = below(rest, "/members") {
         return Some(match refuse_method(head, &["GET", "POST", "DELETE", "PUT"]) {
-            Some(refusal) => refusal,
+            Some(refusal) => refusal.into(),
             None => members::serve(worker, head, member.trim_start_matches('/'), body).await,
         });
     }
@@ -69,7 +74,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, head: &Parts, path: &str, body: P
         "/stats/store" => (stats::store, &["GET"]),
         _ => return None,
     };
-    Some(refuse_method(head, allowed).unwrap_or_else(|| answer(worker)))
+    Some(refuse_method(head, allowed).unwrap_or_else(|| answer(worker)).into())
 }
 
 fn machines(worker: &Worker) -> Response<Body> {
@@ -92,32 +97,41 @@ fn hex(digit: u8) -> Option<u8> {
 }
 
 /// Resolves `%41` and, in forms, `+`. The error is the part that is no escape.
-fn unescape(text: &[u8], plus_is_space: bool) -> Result<Vec<u8>, String> {
+fn unescape(text: &[u8], plus_is_space: bool) -> Result<Cow<'_, [u8]>, String> {
+    let next = |text: &[u8]| if plus_is_space { memchr2(b'%', b'+', text) } else { memchr(b'%', text) };
+    let Some(mut at) = next(text) else { return Ok(Cow::Borrowed(text)) };
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        match byte {
-            b'%' => {
-                let digits = after.first_chunk::<2>().and_then(|[a, b]| Some((hex(*a)?, hex(*b)?)));
-                let Some((high, low)) = digits else {
-                    let bad = [b"%", &after[..after.len().min(2)]].concat();
-                    return Err(String::from_utf8_lossy(&bad).into_owned());
-                };
-                out.push(high << 4 | low);
-                rest = &after[2..];
+    loop {
+        out.extend_from_slice(&rest[..at]);
+        let after = &rest[at + 1..];
+        if rest[at] == b'+' {
+            out.push(b' ');
+            rest = after;
+        } else {
+            let digits = after.first_chunk::<2>().and_then(|[a, b]| Some((hex(*a)?, hex(*b)?)));
+            let Some((high, low)) = digits else {
+                return Err(String::from_utf8_lossy(&rest[at..rest.len().min(at + 3)]).into_owned());
+            };
+            out.push(high << 4 | low);
+            rest = &after[2..];
+        }
+        match next(rest) {
+            Some(found) => at = found,
+            None => {
+                out.extend_from_slice(rest);
+                return Ok(Cow::Owned(out));
             }
-            b'+' if plus_is_space => out.push(b' '),
-            byte => out.push(byte),
         }
     }
-    Ok(out)
 }
 
 /// A request's path, decoded; none if it holds something that only looks like an escape.
-pub(crate) fn decode_path(path: &str) -> Option<String> {
-    let decoded = unescape(path.as_bytes(), false).ok()?;
-    Some(String::from_utf8_lossy(&decoded).into_owned())
+pub(crate) fn decode_path(path: &str) -> Option<Cow<'_, str>> {
+    Some(match unescape(path.as_bytes(), false).ok()? {
+        Cow::Borrowed(_) => Cow::Borrowed(path),
+        Cow::Owned(decoded) => Cow::Owned(String::from_utf8_lossy(&decoded).into_owned()),
+    })
 }
 
 /// What Go's URLs escape in a path.
@@ -151,12 +165,16 @@ pub(crate) fn clean_location(path: &str, query: Option<&str>) -> Option<String> 
 }
 
 /// In its shortest form, but with the slash at its end.
-fn clean_path(path: &str) -> String {
-    let mut clean = state::v2::clean(path);
+fn clean_path(path: &str) -> Cow<'_, str> {
+    let shortest = path.strip_suffix('/').unwrap_or(path);
+    if state::v2::is_clean(shortest) {
+        return Cow::Borrowed(path);
+    }
+    let mut clean = state::v2::clean(path).into_owned();
     if path.ends_with('/') && clean != "/" {
         clean.push('/');
     }
-    clean
+    Cow::Owned(clean)
 }
 
 /// Sends a client to the path that it should have asked for.
@@ -192,7 +210,7 @@ fn with_type(status: StatusCode, content_type: &'static str, body: impl Into<Byt
 }
 
 fn json(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
-    with_type(status, "application/json", body)
+    with_type(status, JSON, body)
 }
 
 /// An error of members and statistics, which have another form than those of keys.
@@ -228,11 +246,8 @@ fn refuse_method(head: &Parts, allowed: &[&str]) -> Option<Response<Body>> {
     Some(refusal)
 }
 
-fn add_cluster_id(worker: &Worker, response: &mut Response<Body>) {
-    let id = format!("{:x}", worker.member().identity().cluster_id);
-    if let Ok(id) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(X_ETCD_CLUSTER_ID, id);
-    }
+fn add_cluster_id(worker: &Worker, answer: &mut Answer) {
+    answer.fields.add_formatted("X-Etcd-Cluster-Id", format_args!("{:x}", worker.member().identity().cluster_id));
 }
 
 #[cfg(fuzzing)]

@@ -1,9 +1,12 @@
 //! What has happened, and what was found: the bodies of answers.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::io::Write;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use prost::Message;
 
 use super::{KEYS, json};
 
@@ -48,22 +51,29 @@ impl Action {
     }
 }
 
-/// A node as an event shows it.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// A node as an event shows it, and as a row of the store holds it.
+#[derive(Clone, PartialEq, Message)]
 pub struct Node {
     /// Its whole path.
+    #[prost(string, tag = "1")]
     pub key: String,
     /// A file's value; none in what says that a node is gone.
+    #[prost(bytes = "bytes", optional, tag = "2")]
     pub value: Option<Bytes>,
     /// Whether it is a directory.
+    #[prost(bool, tag = "3")]
     pub dir: bool,
     /// When it ends, in nanoseconds since 1970; 0 = never.
+    #[prost(int64, tag = "4")]
     pub expires: i64,
     /// The seconds that were left at the time of the event, rounded up.
+    #[prost(int64, tag = "5")]
     pub ttl: i64,
     /// Index of the last change.
+    #[prost(uint64, tag = "6")]
     pub modified: u64,
     /// Index of its making.
+    #[prost(uint64, tag = "7")]
     pub created: u64,
 }
 
@@ -114,7 +124,8 @@ impl Event {
     /// The body of an answer: a line of JSON, with the namespace of users' keys cut off.
     pub fn line(&self) -> Bytes {
         let make = || {
-            let mut out = Vec::with_capacity(256);
+            let room = |node: &Node| 128 + node.key.len() + node.value.as_ref().map_or(0, Bytes::len);
+            let mut out = Vec::with_capacity(32 + room(&self.node) + self.prev.as_ref().map_or(0, room));
             self.write(&mut out, KEYS, false);
             out.push(b'\n');
             out.into()
@@ -212,9 +223,10 @@ impl Found {
     /// The body of an answer: a line of JSON, with the namespace of users' keys cut off. Children come in order of
     /// their names; hidden ones do not.
     pub fn line(&self) -> Bytes {
-        let mut out = Vec::with_capacity(128);
-        out.extend_from_slice(br#"{"action":"get","node":"#);
         let key = self.path.strip_prefix(KEYS).unwrap_or(&self.path);
+        let value = if let Content::File(value) = &self.node.content { value.len() } else { 1024 };
+        let mut out = Vec::with_capacity(160 + key.len() + value);
+        out.extend_from_slice(br#"{"action":"get","node":"#);
         self.write(&mut out, &self.node, &mut key.to_owned(), true);
         out.extend_from_slice(b"}\n");
         out.into()
@@ -299,15 +311,20 @@ impl<'a> Fields<'a> {
         }
         if ttl != 0 {
             self.name("ttl");
-            self.out.extend_from_slice(ttl.to_string().as_bytes());
+            self.number(ttl);
         }
+    }
+
+    fn number(&mut self, number: impl Display) {
+        // Memory does not fail.
+        let _ = write!(self.out, "{number}");
     }
 
     fn end(mut self, modified: u64, created: u64) {
         for (name, index) in [("modifiedIndex", modified), ("createdIndex", created)] {
             if index != 0 {
                 self.name(name);
-                self.out.extend_from_slice(index.to_string().as_bytes());
+                self.number(index);
             }
         }
         if self.separator == b'{' {

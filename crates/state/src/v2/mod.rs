@@ -15,6 +15,7 @@
 //! wait for its key or one above it, and to begin and end a watch. The applying side takes hub, then tree.
 
 mod digest;
+mod entry;
 mod error;
 mod event;
 mod hub;
@@ -31,18 +32,19 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use proto::v2pb;
 
+pub(crate) use entry::names_method;
 pub use error::{Code, Error};
 pub use event::{Action, Event, Found, Node};
 pub use hub::Watch;
 pub use snapshot::{Image, founding_json};
 pub use stats::Counters;
-pub use tree::clean;
+pub use tree::{clean, is_clean};
 
 use crate::Member;
 use crate::members::Attributes;
 use hub::Hub;
 use stats::{Counter, Stats};
-use tree::{Compare, Done, Tree};
+use tree::{Compare, Done, TouchedNode, Tree};
 
 /// Events that are kept for those who ask for the past.
 const HISTORY: usize = 1_000;
@@ -135,6 +137,13 @@ impl V2 {
         found
     }
 
+    /// A file's value. Counted as [`V2::get`] is.
+    pub fn value(&self, path: &str) -> Option<Bytes> {
+        let value = self.tree.read().value(path);
+        self.stats.count(if value.is_ok() { Counter::GetsSuccess } else { Counter::GetsFail });
+        value.ok().flatten()
+    }
+
     /// Whether there is a node; not counted.
     pub fn exists(&self, path: &str) -> bool {
         self.tree.read().find(&clean(path)).is_ok()
@@ -179,7 +188,7 @@ impl V2 {
 /// What must be stored after a request.
 #[derive(Debug, Default)]
 pub(crate) struct Touched {
-    paths: Vec<String>,
+    nodes: Vec<TouchedNode>,
     events: Vec<Arc<Event>>,
 }
 
@@ -195,7 +204,7 @@ impl V2 {
         let done = op(&mut self.tree.write())?;
         let event = Arc::new(done.event);
         hub.publish(&event, &done.removed);
-        touched.paths.extend(done.touched);
+        touched.nodes.extend(done.touched);
         touched.events.push(event.clone());
         Ok(event)
     }

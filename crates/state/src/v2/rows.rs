@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use prost::Message;
+use prost::{Message, encoding};
 
 use super::event::{Action, Content, Event, Node, Stored};
 use super::hub::Hub;
@@ -43,31 +43,13 @@ struct NodeRow {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct ShownRow {
-    #[prost(string, tag = "1")]
-    key: String,
-    #[prost(bytes = "bytes", optional, tag = "2")]
-    value: Option<Bytes>,
-    #[prost(bool, tag = "3")]
-    dir: bool,
-    #[prost(int64, tag = "4")]
-    expires: i64,
-    #[prost(int64, tag = "5")]
-    ttl: i64,
-    #[prost(uint64, tag = "6")]
-    modified: u64,
-    #[prost(uint64, tag = "7")]
-    created: u64,
-}
-
-#[derive(Clone, PartialEq, Message)]
 struct EventRow {
     #[prost(uint32, tag = "1")]
     action: u32,
     #[prost(message, optional, tag = "2")]
-    node: Option<ShownRow>,
+    node: Option<Node>,
     #[prost(message, optional, tag = "3")]
-    prev: Option<ShownRow>,
+    prev: Option<Node>,
     #[prost(bool, tag = "4")]
     refresh: bool,
 }
@@ -80,16 +62,6 @@ struct RestRow {
     clock: i64,
     #[prost(uint64, repeated, tag = "3")]
     counts: Vec<u64>,
-}
-
-fn shown_row(node: &Node) -> ShownRow {
-    let Node { key, value, dir, expires, ttl, modified, created } = node.clone();
-    ShownRow { key, value, dir, expires, ttl, modified, created }
-}
-
-fn shown(row: ShownRow) -> Node {
-    let ShownRow { key, value, dir, expires, ttl, modified, created } = row;
-    Node { key, value, dir, expires, ttl, modified, created }
 }
 
 fn node_row(path: &str, node: Option<&Stored>) -> Row {
@@ -107,13 +79,15 @@ fn event_row(event: &Event) -> Row {
     let place = u16::try_from(event.index() % HISTORY as u64).unwrap_or(0);
     let mut key = vec![EVENT];
     key.extend_from_slice(&place.to_be_bytes());
-    let row = EventRow {
-        action: event.action as u32,
-        node: Some(shown_row(&event.node)),
-        prev: event.prev.as_ref().map(shown_row),
-        refresh: event.refresh,
-    };
-    (key, Some(row.encode_to_vec()))
+    // As an `EventRow`, which would have to own its nodes.
+    let mut row = Vec::with_capacity(32 + event.node.encoded_len() + event.prev.as_ref().map_or(0, Node::encoded_len));
+    encoding::uint32::encode(1, &(event.action as u32), &mut row);
+    encoding::message::encode(2, &event.node, &mut row);
+    if let Some(prev) = &event.prev {
+        encoding::message::encode(3, prev, &mut row);
+    }
+    encoding::bool::encode(4, &event.refresh, &mut row);
+    (key, Some(row))
 }
 
 impl V2 {
@@ -125,10 +99,8 @@ impl V2 {
 
     /// What is to be stored after a request.
     pub(crate) fn rows(&self, touched: &Touched) -> Vec<Row> {
-        let tree = self.tree.read();
-        let nodes = touched.paths.iter().map(|path| node_row(path, tree.find(path).ok().map(|node| &**node)));
-        let mut rows: Vec<Row> = nodes.collect();
-        drop(tree);
+        let mut rows = Vec::with_capacity(touched.nodes.len() + touched.events.len() + 1);
+        rows.extend(touched.nodes.iter().map(|(path, node)| node_row(path, node.as_deref())));
         let old = touched.events.len().saturating_sub(HISTORY);
         rows.extend(touched.events[old..].iter().map(|event| event_row(event)));
         rows.push(self.rest_row());
@@ -165,8 +137,8 @@ impl V2 {
                 Some((&EVENT, _)) => {
                     let row = EventRow::decode(value.clone()).map_err(unreadable)?;
                     let action = Action::numbered(row.action).ok_or_else(|| bad("an unknown action".into()))?;
-                    let node = shown(row.node.unwrap_or_default());
-                    events.push(Arc::new(Event::new(action, node, row.prev.map(shown), row.refresh)));
+                    let node = row.node.unwrap_or_default();
+                    events.push(Arc::new(Event::new(action, node, row.prev, row.refresh)));
                 }
                 _ if key == REST => rest = Some(RestRow::decode(value.clone()).map_err(unreadable)?),
                 _ => {}

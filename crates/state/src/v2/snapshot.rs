@@ -1,6 +1,8 @@
 //! The whole tree as etcd's JSON: what `.snap` files and snapshot messages carry.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
+use std::io::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -94,12 +96,13 @@ fn node_room(node: &Stored, path: usize) -> usize {
 fn write_node(out: &mut Vec<u8>, node: &Stored, path: &mut String) {
     out.extend_from_slice(br#"{"Path":"#);
     json::string(out, if path.is_empty() { b"/" } else { path.as_bytes() });
-    let expires = if node.expires == 0 { json::ZERO.to_owned() } else { json::time(node.expires) };
-    let numbers = format!(
+    let expires = if node.expires == 0 { Cow::Borrowed(json::ZERO) } else { Cow::Owned(json::time(node.expires)) };
+    // Memory does not fail.
+    let _ = write!(
+        out,
         r#","CreatedIndex":{},"ModifiedIndex":{},"ExpireTime":"{expires}","Value":"#,
         node.created, node.modified
     );
-    out.extend_from_slice(numbers.as_bytes());
     json::string(out, &node.value());
     out.extend_from_slice(br#","Children":"#);
     match &node.content {

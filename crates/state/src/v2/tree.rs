@@ -1,5 +1,6 @@
 //! Files and directories, and what may be done with them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -18,12 +19,15 @@ const EARLIEST_EXPIRY: i64 = 946_684_800_000_000_000;
 
 type Children = BTreeMap<Box<str>, Arc<Stored>>;
 
+/// A path, and its node after a change; none if it is gone.
+pub(super) type TouchedNode = (String, Option<Arc<Stored>>);
+
 /// What a change did.
 #[derive(Debug)]
 pub(super) struct Done {
     pub(super) event: Event,
-    /// Paths whose nodes are new, changed or gone.
-    pub(super) touched: Vec<String>,
+    /// Nodes that are new, changed or gone.
+    pub(super) touched: Vec<TouchedNode>,
     /// Paths that are gone, in the order in which those who wait for them are told; children first.
     pub(super) removed: Vec<String>,
 }
@@ -77,8 +81,18 @@ impl Default for Tree {
     }
 }
 
+/// Whether a path is in its shortest form already, as nearly all are. Says no of one with a name that begins with a dot.
+pub fn is_clean(path: &str) -> bool {
+    let path = path.as_bytes();
+    let at_end = path.len() > 1 && path.ends_with(b"/");
+    path.starts_with(b"/") && !at_end && !path.windows(2).any(|pair| matches!(pair, b"//" | b"/."))
+}
+
 /// A path in its shortest form, beginning with a slash and without one at its end.
-pub fn clean(path: &str) -> String {
+pub fn clean(path: &str) -> Cow<'_, str> {
+    if is_clean(path) {
+        return Cow::Borrowed(path);
+    }
     let mut parts = Vec::new();
     for part in path.split('/') {
         match part {
@@ -92,7 +106,7 @@ pub fn clean(path: &str) -> String {
         out.push('/');
         out.push_str(part);
     }
-    if out.is_empty() { "/".into() } else { out }
+    Cow::Owned(if out.is_empty() { "/".into() } else { out })
 }
 
 /// Parent and name of a clean path other than the root.
@@ -150,12 +164,14 @@ impl Tree {
     }
 
     /// The node at a clean path, to be changed; the directories above it, too, if somebody else looks at them.
-    fn find_mut(&mut self, path: &str) -> &mut Stored {
-        let mut node = Arc::make_mut(&mut self.root);
+    fn find_mut(&mut self, path: &str) -> &mut Arc<Stored> {
+        let mut node = &mut self.root;
         for part in parts(path) {
-            let Content::Dir(children) = &mut node.content else { unreachable!("{path} was found before") };
+            let Content::Dir(children) = &mut Arc::make_mut(node).content else {
+                unreachable!("{path} was found before")
+            };
             let Some(child) = children.get_mut(part) else { unreachable!("{path} was found before") };
-            node = Arc::make_mut(child);
+            node = child;
         }
         node
     }
@@ -167,21 +183,17 @@ impl Tree {
     pub(super) fn get(&self, path: &str, recursive: bool, now: i64) -> Result<Found, Error> {
         let path = clean(path);
         let node = self.find(&path)?.clone();
-        Ok(Found { index: self.index, path, node, recursive, now })
+        Ok(Found { index: self.index, path: path.into_owned(), node, recursive, now })
+    }
+
+    /// A file's value.
+    pub(super) fn value(&self, path: &str) -> Result<Option<Bytes>, Error> {
+        let node = self.find(&clean(path))?;
+        Ok(if node.is_dir() { None } else { Some(node.value()) })
     }
 
     pub(super) fn set(&mut self, path: &str, dir: bool, value: Bytes, ttl: Ttl) -> Result<Done, Error> {
-        let path = clean(path);
-        let before = match self.find(&path) {
-            Ok(node) => Some(node.clone()),
-            Err(error) if error.code == Code::KeyNotFound && !ttl.refresh => None,
-            Err(error) => return Err(error),
-        };
-        let value = if ttl.refresh { before.as_ref().map_or(value, |node| node.value()) } else { value };
-        let mut done = self.insert(&path, dir, value, true, Action::Set, ttl)?;
-        done.event.prev = before.map(|node| node.shown(&path, ttl.now));
-        done.event.refresh = ttl.refresh;
-        Ok(done)
+        self.insert(&clean(path), dir, value, Action::Set, ttl)
     }
 
     /// `unique`: under the path, named after the index.
@@ -193,66 +205,70 @@ impl Tree {
         unique: bool,
         ttl: Ttl,
     ) -> Result<Done, Error> {
-        let path = if unique { clean(&format!("{path}/{:020}", self.index + 1)) } else { clean(path) };
-        self.insert(&path, dir, value, false, Action::Create, ttl)
+        if unique {
+            let path = format!("{path}/{:020}", self.index + 1);
+            return self.insert(&clean(&path), dir, value, Action::Create, ttl);
+        }
+        self.insert(&clean(path), dir, value, Action::Create, ttl)
     }
 
-    fn insert(
-        &mut self,
-        path: &str,
-        dir: bool,
-        value: Bytes,
-        replace: bool,
-        action: Action,
-        ttl: Ttl,
-    ) -> Result<Done, Error> {
+    /// Sets a file, which may be there already, or creates a node, which may not.
+    fn insert(&mut self, path: &str, dir: bool, value: Bytes, action: Action, ttl: Ttl) -> Result<Done, Error> {
+        let replaces = action == Action::Set;
+        let refresh = replaces && ttl.refresh;
         self.writable(path)?;
+        let (parent, name) = split(path);
+        let old = match self.find(parent).map(|node| node.children()) {
+            Ok(Some(children)) => children.get(name).cloned(),
+            Ok(None) => return Err(self.error(Code::NotDir, parent)),
+            Err(error) if error.code != Code::KeyNotFound || refresh => return Err(error),
+            Err(_) => None,
+        };
+        match &old {
+            None if refresh => return Err(self.error(Code::KeyNotFound, path)),
+            Some(_) if !replaces => return Err(self.error(Code::NodeExist, path)),
+            Some(node) if node.is_dir() => return Err(self.error(Code::NotFile, path)),
+            _ => {}
+        }
         if parts(path).count() > MAX_DEPTH {
             return Err(self.error(Code::RaftInternal, "etcdserver: the key has too many components"));
         }
+        let value = if refresh { old.as_ref().map_or(value, |node| node.value()) } else { value };
         let expires = if ttl.expires < EARLIEST_EXPIRY { 0 } else { ttl.expires };
-        let (parent, name) = split(path);
-        match self.find(parent) {
-            Ok(node) if !node.is_dir() => return Err(self.error(Code::NotDir, parent)),
-            Err(error) if error.code != Code::KeyNotFound => return Err(error),
-            _ => {}
-        }
-        let old = self.find(path).ok();
-        if let Some(node) = old {
-            match replace {
-                true if node.is_dir() => return Err(self.error(Code::NotFile, path)),
-                true => {}
-                false => return Err(self.error(Code::NodeExist, path)),
-            }
-        }
-        let old_expiry = old.map_or(0, |node| node.expires);
-        let mut sum = self.digest.wrapping_sub(old.map_or(0, |node| digest::of(path, node)));
-        self.forget_expiry(old_expiry, path);
+        let mut sum = self.digest.wrapping_sub(old.as_ref().map_or(0, |node| digest::of(path, node)));
+        self.forget_expiry(old.as_ref().map_or(0, |node| node.expires), path);
 
         let index = self.index + 1;
-        let mut touched = Vec::new();
+        let mut touched = Vec::with_capacity(1);
         let mut node = Arc::make_mut(&mut self.root);
         for (depth, part) in parts(parent).enumerate() {
             let Content::Dir(children) = &mut node.content else { unreachable!("{parent} is a directory") };
-            let child = children.entry(part.into()).or_insert_with(|| {
-                touched.push(prefix(path, depth + 1).to_owned());
+            if !children.contains_key(part) {
                 let content = Content::Dir(Children::new());
                 let made = Stored { created: index, modified: index, expires: 0, content };
-                sum = sum.wrapping_add(digest::of(prefix(path, depth + 1), &made));
-                Arc::new(made)
-            });
+                let path = prefix(path, depth + 1);
+                sum = sum.wrapping_add(digest::of(path, &made));
+                touched.push((path.to_owned(), Some(Arc::new(made.clone()))));
+                children.insert(part.into(), Arc::new(made));
+            }
+            let Some(child) = children.get_mut(part) else { unreachable!("{part} was made if it was not there") };
             node = Arc::make_mut(child);
         }
         let Content::Dir(children) = &mut node.content else { unreachable!("{parent} is a directory") };
         let content = if dir { Content::Dir(Children::new()) } else { Content::File(value) };
-        let new = Stored { created: index, modified: index, expires, content };
-        let shown = new.shown(path, ttl.now);
+        let new = Arc::new(Stored { created: index, modified: index, expires, content });
+        // The name is there already in most cases: another one would be made only to be thrown away.
+        match children.get_mut(name) {
+            Some(place) => *place = new.clone(),
+            None => drop(children.insert(name.into(), new.clone())),
+        }
         self.digest = sum.wrapping_add(digest::of(path, &new));
-        children.insert(name.into(), Arc::new(new));
         self.note_expiry(expires, path);
         self.index = index;
-        touched.push(path.to_owned());
-        Ok(Done { event: Event::new(action, shown, None, false), touched, removed: Vec::new() })
+        let prev = old.filter(|_| replaces).map(|node| node.shown(path, ttl.now));
+        let event = Event::new(action, new.shown(path, ttl.now), prev, refresh);
+        touched.push((path.to_owned(), Some(new)));
+        Ok(Done { event, touched, removed: Vec::new() })
     }
 
     pub(super) fn update(&mut self, path: &str, value: Bytes, ttl: Ttl) -> Result<Done, Error> {
@@ -263,7 +279,7 @@ impl Tree {
             return Err(self.error(Code::NotFile, path));
         }
         let value = if ttl.refresh { node.value() } else { value };
-        Ok(self.write(Action::Update, path, value, ttl))
+        Ok(self.write(Action::Update, path.into_owned(), value, ttl))
     }
 
     pub(super) fn compare_and_swap(
@@ -283,13 +299,14 @@ impl Tree {
             return Err(self.error(Code::TestFailed, fault));
         }
         let value = if ttl.refresh { node.value() } else { value };
-        Ok(self.write(Action::CompareAndSwap, path, value, ttl))
+        Ok(self.write(Action::CompareAndSwap, path.into_owned(), value, ttl))
     }
 
     /// Gives a node that is there another value, or none if it is a directory, and another expiry.
     fn write(&mut self, action: Action, path: String, value: Bytes, ttl: Ttl) -> Done {
         let index = self.index + 1;
-        let node = self.find_mut(&path);
+        let stored = self.find_mut(&path);
+        let node = Arc::make_mut(stored);
         let prev = node.shown(&path, ttl.now);
         let before = digest::of(&path, node);
         if let Content::File(old) = &mut node.content {
@@ -300,12 +317,13 @@ impl Tree {
         let after = digest::of(&path, node);
         // A directory shows the new index but keeps its old one: etcd's way.
         let shown = Node { modified: index, ..node.shown(&path, ttl.now) };
+        let stored = stored.clone();
         self.digest = self.digest.wrapping_sub(before).wrapping_add(after);
         self.forget_expiry(prev.expires, &path);
         self.note_expiry(ttl.expires, &path);
         self.index = index;
         let event = Event::new(action, shown, Some(prev), ttl.refresh);
-        Done { event, touched: vec![path], removed: Vec::new() }
+        Done { event, touched: vec![(path, Some(stored))], removed: Vec::new() }
     }
 
     pub(super) fn delete(&mut self, path: &str, dir: bool, recursive: bool, now: i64) -> Result<Done, Error> {
@@ -320,7 +338,7 @@ impl Tree {
                 return Err(self.error(Code::DirNotEmpty, path));
             }
         }
-        Ok(self.remove(Action::Delete, path, now))
+        Ok(self.remove(Action::Delete, path.into_owned(), now))
     }
 
     pub(super) fn compare_and_delete(&mut self, path: &str, compare: &Compare<'_>, now: i64) -> Result<Done, Error> {
@@ -332,7 +350,7 @@ impl Tree {
         if let Some(fault) = compare.fault(node) {
             return Err(self.error(Code::TestFailed, fault));
         }
-        Ok(self.remove(Action::CompareAndDelete, path, now))
+        Ok(self.remove(Action::CompareAndDelete, path.into_owned(), now))
     }
 
     /// Removes what expired first, if anything has.
@@ -348,7 +366,9 @@ impl Tree {
     /// Removes a node that is there, with all below it.
     fn remove(&mut self, action: Action, path: String, now: i64) -> Done {
         let (parent, name) = split(&path);
-        let Content::Dir(children) = &mut self.find_mut(parent).content else { unreachable!("{parent} has a child") };
+        let Content::Dir(children) = &mut Arc::make_mut(self.find_mut(parent)).content else {
+            unreachable!("{parent} has a child")
+        };
         let Some(node) = children.remove(name) else { unreachable!("{path} was found before") };
         let mut gone = Walked::default();
         gone.walk(&node, &mut path.clone());
@@ -361,7 +381,8 @@ impl Tree {
         let prev = node.shown(&path, now);
         let gone =
             Node { key: path, dir: node.is_dir(), modified: self.index, created: node.created, ..Node::default() };
-        Done { event: Event::new(action, gone, Some(prev), false), touched: removed.clone(), removed }
+        let touched = removed.iter().map(|path| (path.clone(), None)).collect();
+        Done { event: Event::new(action, gone, Some(prev), false), touched, removed }
     }
 
     fn note_expiry(&mut self, expires: i64, path: &str) {
