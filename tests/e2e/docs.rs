@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use keelson_tests::docs::{documents, workspace};
-use keelson_tests::harness::{Cluster, Setup, http_get, our_etcdctl, ours};
+use keelson_tests::harness::{Cluster, Setup, etcdutl, http_get, our_etcdctl, ours};
 use proto::etcdserverpb::alarm_request::AlarmAction;
 use proto::etcdserverpb::{AlarmRequest, AlarmType};
 
@@ -111,8 +111,7 @@ fn commands(document: &str, program: &str) -> Vec<Vec<String>> {
 fn flags_and_commands_exist() {
     let etcd = flags_in(&says(&ours().path, &["--help"]));
     assert!(etcd.contains("data-dir"));
-    let etcdctl = our_etcdctl();
-    let global = flags_in(&says(&etcdctl, &["options"]));
+    let tools = [("etcdctl", our_etcdctl()), ("etcdutl", etcdutl())];
     let (mut faults, mut seen) = (Vec::new(), 0);
     for path in documents() {
         let document = read(&path);
@@ -131,33 +130,31 @@ fn flags_and_commands_exist() {
                 }
             }
         }
-        for words in commands(&document, "etcdctl") {
-            let is_v2 = document.contains(&format!("ETCDCTL_API=2 etcd etcdctl {}", words.join(" ")));
-            let named: Vec<&str> = words
-                .iter()
-                .skip_while(|word| word.starts_with('-'))
-                .map(String::as_str)
-                .take_while(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '-'))
-                .take_while(|word| !word.starts_with('-'))
-                .collect();
-            if is_v2 || named.is_empty() {
-                continue;
-            }
-            // What follows a command's name may be an argument in small letters.
-            let help = (1..=named.len()).rev().find_map(|length| {
-                let help = says(&etcdctl, &[&named[..length], &["--help"]].concat());
-                help.lines()
-                    .any(|line| line.contains(&format!("etcdctl {}", named[..length].join(" "))))
-                    .then_some(help)
-            });
-            seen += 1;
-            let Some(help) = help else {
-                faults.push(format!("{}: etcdctl {}", path.display(), named.join(" ")));
-                continue;
-            };
-            let known = flags_in(&help);
-            for flag in flags(&words).into_iter().filter(|flag| !known.contains(flag) && !global.contains(flag)) {
-                faults.push(format!("{}: etcdctl {} --{flag}", path.display(), named.join(" ")));
+        for (name, tool) in &tools {
+            let global = flags_in(&says(tool, &["options"]));
+            for words in commands(&document, name) {
+                let is_v2 = document.contains(&format!("ETCDCTL_API=2 etcd etcdctl {}", words.join(" ")));
+                let is_name =
+                    |word: &&str| word.chars().all(|c| c.is_ascii_lowercase() || c == '-') && !word.starts_with('-');
+                let options = words.iter().map(String::as_str).skip_while(|word| word.starts_with('-'));
+                let named: Vec<&str> = options.take_while(is_name).collect();
+                if is_v2 || named.is_empty() {
+                    continue;
+                }
+                seen += 1;
+                // What follows a command's name may be an argument in small letters.
+                let help = (1..=named.len()).rev().find_map(|length| {
+                    let help = says(tool, &[&named[..length], &["--help"]].concat());
+                    help.contains(&format!("{name} {}", named[..length].join(" "))).then_some(help)
+                });
+                let Some(help) = help else {
+                    faults.push(format!("{}: {name} {}", path.display(), named.join(" ")));
+                    continue;
+                };
+                let known = flags_in(&help);
+                for flag in flags(&words).into_iter().filter(|flag| !known.contains(flag) && !global.contains(flag)) {
+                    faults.push(format!("{}: {name} {} --{flag}", path.display(), named.join(" ")));
+                }
             }
         }
     }

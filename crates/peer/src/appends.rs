@@ -135,7 +135,7 @@ impl Window {
 pub(crate) struct Appends {
     sent: Mutex<Window>,
     received: Mutex<Window>,
-    /// By follower; those that are gone stay, as in etcd.
+    /// By follower; who is removed is forgotten, as by 3.4.23.
     followers: Mutex<BTreeMap<u64, Latencies>>,
 }
 
@@ -145,6 +145,11 @@ impl Appends {
         self.followers.lock().entry(id).or_default();
     }
 
+    /// A peer was removed; what still comes of what was on its way is not counted.
+    pub(crate) fn end(&self, id: u64) {
+        self.followers.lock().remove(&id);
+    }
+
     /// An append was given to a peer's queue.
     pub(crate) fn queued(&self, bytes: usize) {
         self.sent.lock().add(Instant::now(), bytes);
@@ -152,12 +157,16 @@ impl Appends {
 
     /// An append left.
     pub(crate) fn left(&self, id: u64, took: Duration) {
-        self.followers.lock().entry(id).or_default().add(took);
+        if let Some(latencies) = self.followers.lock().get_mut(&id) {
+            latencies.add(took);
+        }
     }
 
     /// An append could not be delivered.
     pub(crate) fn failed(&self, id: u64) {
-        self.followers.lock().entry(id).or_default().fail += 1;
+        if let Some(latencies) = self.followers.lock().get_mut(&id) {
+            latencies.fail += 1;
+        }
     }
 
     /// Messages have arrived.
@@ -194,6 +203,17 @@ mod tests {
         assert!(near(shown.average_ms, 5.0) && near(shown.standard_deviation_ms, 2.0), "{shown:?}");
         assert!(near(shown.minimum_ms, 2.0) && near(shown.maximum_ms, 9.0) && near(shown.current_ms, 9.0));
         assert_eq!((shown.success, shown.fail), (8, 0));
+    }
+
+    #[test]
+    fn who_was_removed_is_no_longer_shown() {
+        let appends = Appends::default();
+        appends.begin(1);
+        appends.begin(2);
+        appends.end(1);
+        appends.left(1, Duration::from_millis(1));
+        appends.failed(1);
+        assert_eq!(appends.latencies().into_iter().map(|(id, _)| id).collect::<Vec<_>>(), [2]);
     }
 
     #[test]

@@ -160,6 +160,7 @@ impl Hub {
     pub(crate) fn remove(&self, id: u64) {
         let Some(peer) = self.peers.borrow_mut().remove(&id) else { return };
         self.shared.statuses.write().remove(&id);
+        self.shared.appends.end(id);
         for task in peer.tasks.take() {
             task.abort();
         }

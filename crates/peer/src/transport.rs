@@ -331,7 +331,7 @@ impl Transport {
         self.shared.appends.rates()
     }
 
-    /// Every peer that there was since the start, and how long appends to it took.
+    /// Every peer, and how long appends to it took.
     pub fn append_latencies(&self) -> Vec<(u64, AppendLatency)> {
         self.shared.appends.latencies()
     }
