@@ -64,6 +64,7 @@ fn rounds(cluster: &mut Cluster, troubles: &mut Troubles, until_us: u64) -> Resu
     while cluster.now_us < until_us {
         troubles.active = true;
         cluster.asking = true;
+        cluster.is_calm = false;
         let trouble_until = until_us.min(cluster.now_us + TROUBLE_US);
         cluster.run_until(trouble_until, &mut |cluster, when| troubles.strike(cluster, when))?;
         recover(cluster, troubles)?;

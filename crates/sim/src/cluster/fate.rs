@@ -167,6 +167,7 @@ impl Cluster {
 
     /// Ends everything that goes wrong, and switches everything on; frozen processes thaw by themselves.
     pub fn calm(&mut self) {
+        self.is_calm = true;
         self.set_weather(Weather::fair());
         for at in 0..self.seats.len() {
             self.clear_faults(at);

@@ -191,6 +191,8 @@ pub struct Cluster {
     floor: u64,
     /// Whether clients go on asking.
     pub asking: bool,
+    /// Whether nothing goes wrong at the moment.
+    pub is_calm: bool,
     /// When a member last answered somebody who renewed a lease, perhaps long after the question.
     renewed_us: u64,
 }
@@ -251,6 +253,7 @@ impl Cluster {
             floor: 0,
             renewed_us: 0,
             asking: true,
+            is_calm: false,
             settings,
         }
     }
