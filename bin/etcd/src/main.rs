@@ -6,6 +6,9 @@ use std::io::Write;
 use std::net::{IpAddr, UdpSocket};
 use std::process::ExitCode;
 
+/// Deliberate bugs are for the simulator.
+const _: () = assert!(!mutant::ACTIVE, "built with a feature that is for the simulator's tests only");
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

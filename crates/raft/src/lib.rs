@@ -216,7 +216,11 @@ impl Driver {
             max_inflight_msgs: config.max_inflight,
             check_quorum: true,
             pre_vote: config.pre_vote,
-            read_only_option: ReadOnlyOption::Safe,
+            read_only_option: if mutant::on(mutant::ReadsByLease) {
+                ReadOnlyOption::LeaseBased
+            } else {
+                ReadOnlyOption::Safe
+            },
             max_uncommitted_size: config.max_uncommitted_bytes,
             max_committed_size_per_ready: config.max_committed_bytes,
             ..raft::Config::default()
@@ -416,6 +420,9 @@ impl Driver {
             }
             _ => {}
         }
+        if mutant::on(mutant::QuorumOfTwo) && message.get_msg_type() == MessageType::MsgAppendResponse {
+            self.count_for_all(&message);
+        }
         let result = self.node.step(message);
         self.after_step();
         match result {
@@ -423,6 +430,13 @@ impl Driver {
             Ok(()) | Err(raft::Error::StepPeerNotFound) => Ok(()),
             Err(raft::Error::ProposalDropped) => Err(DriverError::Dropped),
             Err(error) => Err(MessageError::Raft(error.to_string()).into()),
+        }
+    }
+
+    /// A deliberate bug: what one follower acknowledges, all have acknowledged.
+    fn count_for_all(&mut self, message: &eraftpb::Message) {
+        for id in self.conf_state().voters.clone() {
+            drop(self.node.step(eraftpb::Message { from: id, ..message.clone() }));
         }
     }
 
@@ -498,11 +512,15 @@ impl Driver {
                 {
                     &mut effects.messages
                 }
+                _ if mutant::on(mutant::AckBeforeSync) => &mut effects.messages,
                 _ => &mut effects.promises,
             };
             out.push(message::to_wire(message));
         }
         self.node.advance_append_async(ready);
+        if mutant::on(mutant::LeaderCountsUnsynced) && self.leads() {
+            self.persisted(number);
+        }
         Some(effects)
     }
 

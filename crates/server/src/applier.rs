@@ -353,7 +353,7 @@ impl Runner {
             gate.clone_from(&self.applier.conf_state);
         }
         // A conf change is in force before raft hears that its entry is applied.
-        for (entry, _) in &effects.conf_changes {
+        for (entry, _) in effects.conf_changes.iter().filter(|_| !mutant::on(mutant::ConfChangeUnenforced)) {
             node.raft_queue.push(Event::ConfChange(entry.clone()));
         }
         node.applied.store(self.applier.applied(), Ordering::SeqCst);

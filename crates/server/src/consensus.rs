@@ -170,7 +170,7 @@ impl Consensus {
             asked: BTreeMap::new(),
             behind: BTreeMap::new(),
             // Contexts must be unique among members and restarts: raft-rs drops a repeated one silently.
-            next_context: seed,
+            next_context: if mutant::on(mutant::ContextsRepeat) { 0 } else { seed },
             lazy_hard_state: None,
             alone_from: None,
             applied: 0,
@@ -339,7 +339,8 @@ impl Consensus {
             out.messages.extend(effects.messages);
             // Promises of a batch that needs no sync of its own may still speak of entries in one that is not yet synced.
             let waits = effects.must_sync || effects.snapshot.is_some();
-            if waits || (!effects.promises.is_empty() && self.log_sent != self.log_synced) {
+            let overtakes = mutant::on(mutant::PromisesOvertake) || self.log_sent == self.log_synced;
+            if waits || (!effects.promises.is_empty() && !overtakes) {
                 let hard_state = effects.hard_state.or(self.lazy_hard_state.take());
                 self.lazy_hard_state = None;
                 if self.log_sent == self.log_synced {
@@ -363,6 +364,7 @@ impl Consensus {
             for (context, index) in effects.reads {
                 if let Some(asked) = self.asked.remove(&context) {
                     let replies = asked.replies.into_iter().map(|(_, reply)| reply);
+                    let index = if mutant::on(mutant::ReadsBeforeApply) { 0 } else { index };
                     self.behind.entry(index).or_default().extend(replies);
                 }
             }
@@ -407,7 +409,9 @@ impl Consensus {
     /// write itself, and only after applying it; what its earlier lives acknowledged is applied once it has applied what
     /// was committed when its term began. A pending conf change ends this before it can take effect.
     pub(crate) fn reads_are_local(&self) -> bool {
-        self.alone_from.is_some_and(|from| self.applied >= from)
+        let leads = || self.driver.status().role == Role::Leader;
+        self.alone_from.is_some_and(|from| self.applied >= from || mutant::on(mutant::SoleVoterTooSoon))
+            || mutant::on(mutant::ReadsUnconfirmed) && leads()
     }
 
     /// The hard state with the newest commit index, for a clean stop.
@@ -429,12 +433,18 @@ impl Consensus {
         let status = self.driver.status();
         // Looked at only now, when all that has happened is known: a member that was paused finds out in one turn what it
         // would have decided as the leader, and that it has not been one for long.
-        let leads = |term: u64| status.role == Role::Leader && status.term == term && status.transfer_to == 0;
+        let leads = |term: u64| {
+            mutant::on(mutant::LeaseEndedByOldLeader)
+                || status.role == Role::Leader && status.term == term && status.transfer_to == 0
+        };
         self.batch.extend(self.decisions.drain(..).filter(|(_, term)| leads(*term)).map(|(data, _)| data));
         // A leader that hands over takes nothing more; its successor will.
         let can_propose = status.leader != 0 && status.transfer_to == 0;
         if can_propose && !self.held.is_empty() {
             let held = std::mem::take(&mut self.held);
+            if mutant::on(mutant::ProposedTwice) {
+                self.held.clone_from(&held);
+            }
             self.batch.splice(0..0, held.into_iter().map(|(_, data)| data));
         }
         if self.batch.is_empty() {

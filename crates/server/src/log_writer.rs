@@ -113,6 +113,9 @@ fn append(node: &Node, wal: &mut Wal, batch: LogBatch) -> Result<(), LogError> {
         // member that dies before finds the bbolt file beside them when it starts.
         let raft_driver::Snapshot { index, term, conf_state, data } = received.clone();
         let file = SnapFile { index, term, conf_state: conf_state.clone(), data };
+        if mutant::on(mutant::SnapshotMarkFirst) {
+            wal.save_snapshot(&SnapshotMark { index, term, conf_state: Some(conf_state.clone()) })?;
+        }
         snap::save(node.disk.as_ref(), &node.settings.snap_dir, &file)?;
         wal.save_snapshot(&SnapshotMark { index, term, conf_state: Some(conf_state) })?;
     }

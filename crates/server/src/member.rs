@@ -397,7 +397,8 @@ impl Node {
     /// The state as it is between two entries.
     pub(crate) fn image(&self) -> state::Image {
         let conf_state = self.between_entries.lock();
-        state::Image::take(&self.reader, self.applied.load(Ordering::SeqCst), &conf_state)
+        let applied = self.applied.load(Ordering::SeqCst) + u64::from(mutant::on(mutant::SnapshotAhead));
+        state::Image::take(&self.reader, applied, &conf_state)
     }
 
     fn refuse(&self, request: &pb::InternalRaftRequest, backlog: u64) -> Option<Error> {
@@ -521,6 +522,9 @@ impl Member for Node {
     }
 
     fn read_index(&self, reply: Reply) {
+        if mutant::on(mutant::ReadsUnasked) {
+            return reply.send(Ok(Answer::Done));
+        }
         // A refused reply is dropped, which answers it.
         drop(self.raft_queue.try_push(Event::Read(reply)));
         self.drive();
@@ -656,7 +660,7 @@ struct IdGenerator(AtomicU64);
 
 impl IdGenerator {
     fn new(member_id: u64, wall: Duration) -> Self {
-        let ms = wall.as_millis() as u64;
+        let ms = if mutant::on(mutant::IdsRepeat) { 0 } else { wall.as_millis() as u64 };
         Self(AtomicU64::new((member_id << 48) | ((ms & 0xff_ffff_ffff) << 8)))
     }
 

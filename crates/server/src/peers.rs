@@ -125,7 +125,9 @@ impl Local for Link {
                 }
             }
             let syncing = Instant::now();
-            file.sync()?;
+            if !mutant::on(mutant::ReceivedSnapshotUnsynced) {
+                file.sync()?;
+            }
             metrics.snap_db_fsync.observe(syncing.elapsed().as_secs_f64());
             node.disk.rename(&partial, &path)?;
             node.disk.sync_dir(&node.settings.snap_dir)?;
@@ -368,7 +370,7 @@ impl Node {
         if !self.is_leader() {
             return None;
         }
-        if !self.read_is_local() {
+        if !self.read_is_local() && !mutant::on(mutant::LeaseRenewedByOldLeader) {
             ask(|reply| self.read_index(reply)).await.ok()?;
         }
         match self.renew_here(id) {

@@ -76,16 +76,20 @@ pub fn run(options: &Options) -> bool {
 }
 
 /// Lives a seed. An assertion of the members' that does not hold is a broken promise like any other.
-fn survive(options: &Options, seed: u64) -> Verdict {
-    catch_unwind(AssertUnwindSafe(|| live(options, seed))).unwrap_or_else(|_| Verdict {
-        seed,
-        trace_hash: 0,
-        simulated_us: 0,
-        members: 0,
-        tally: Tally::default(),
-        entries: 0,
-        compared: 0,
-        violation: Some(Violation("a panic, see above".to_owned())),
+pub fn survive(options: &Options, seed: u64) -> Verdict {
+    catch_unwind(AssertUnwindSafe(|| live(options, seed))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
+        Verdict {
+            seed,
+            trace_hash: 0,
+            simulated_us: 0,
+            members: 0,
+            tally: Tally::default(),
+            entries: 0,
+            compared: 0,
+            violation: Some(Violation(format!("a panic: {text}"))),
+        }
     })
 }
 

@@ -17,6 +17,7 @@ mod network;
 mod options;
 mod random;
 mod tasks;
+mod teeth;
 mod trace;
 mod troubles;
 mod v2;
@@ -39,5 +40,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if campaign::run(&options) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let fine = match &options.mutants {
+        Some(mutants) => teeth::run(&options, mutants),
+        None => campaign::run(&options),
+    };
+    if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use mutant::Mutant;
 use server::simulated::Flags;
 
 use crate::cluster::data_dir;
@@ -22,11 +23,14 @@ pub struct Options {
     pub trace: bool,
     /// Runs each seed twice and compares.
     pub twice: bool,
+    /// Lives with these deliberate bugs until they are found.
+    pub mutants: Option<Vec<Mutant>>,
 }
 
 /// How to call the program.
 pub const USAGE: &str = "\
 usage: sim [--seed N | --seeds A..B] [--hours H | --minutes M] [--members 1|3|5|7] [--jobs J] [--trace] [--twice]
+       sim --mutants all|NAME,... [--seeds A..B] [--minutes M] [--jobs J]
 
   --seed N         simulate the life of one cluster
   --seeds A..B     simulate many, from A up to and not with B
@@ -35,7 +39,10 @@ usage: sim [--seed N | --seeds A..B] [--hours H | --minutes M] [--members 1|3|5|
   --members N      members of the cluster (default: the seed decides)
   --jobs J         clusters that are simulated side by side (default: one per processor)
   --trace          print what happens
-  --twice          run each seed twice and compare the traces";
+  --twice          run each seed twice and compare the traces
+  --mutants NAMES  see whether deliberate bugs are found: live the seeds (default: 1..400, 2 minutes each) with each of them
+                   until a promise is broken, and print which seed did it and how long it took; needs a build with
+                   `--features mutants`";
 
 /// Simulated time of a seed, unless told otherwise, in seconds.
 const SECONDS: u64 = 300;
@@ -47,22 +54,24 @@ impl Options {
     /// What is wrong with them.
     pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut options = Self { seeds: 1..2, seconds: SECONDS, members: None, jobs, trace: false, twice: false };
+        let mut options =
+            Self { seeds: 1..2, seconds: SECONDS, members: None, jobs, trace: false, twice: false, mutants: None };
+        let (mut seeds, mut seconds) = (None, None);
         let mut arguments = arguments;
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
             match argument.as_str() {
                 "--seed" => {
                     let seed: u64 = number(&value()?)?;
-                    options.seeds = seed..seed.checked_add(1).ok_or("the seed is too large")?;
+                    seeds = Some(seed..seed.checked_add(1).ok_or("the seed is too large")?);
                 }
                 "--seeds" => {
                     let value = value()?;
                     let (from, to) = value.split_once("..").ok_or("--seeds wants A..B")?;
-                    options.seeds = number(from)?..number(to)?;
+                    seeds = Some(number(from)?..number(to)?);
                 }
-                "--hours" => options.seconds = (value()?.parse::<f64>().map_err(|e| e.to_string())? * 3600.0) as u64,
-                "--minutes" => options.seconds = 60 * number(&value()?)?,
+                "--hours" => seconds = Some((value()?.parse::<f64>().map_err(|e| e.to_string())? * 3600.0) as u64),
+                "--minutes" => seconds = Some(60 * number(&value()?)?),
                 "--members" => match number(&value()?)? {
                     members @ (1 | 3 | 5 | 7) => options.members = Some(members),
                     members => return Err(format!("{members} members: it can be 1, 3, 5 or 7")),
@@ -70,11 +79,22 @@ impl Options {
                 "--jobs" => options.jobs = number(&value()?)?.max(1) as usize,
                 "--trace" => options.trace = true,
                 "--twice" => options.twice = true,
+                "--mutants" => options.mutants = Some(mutants(&value()?)?),
                 other => return Err(format!("unknown argument {other}")),
             }
         }
+        let usual = if options.mutants.is_some() { (1..401, 120) } else { (1..2, SECONDS) };
+        (options.seeds, options.seconds) = (seeds.unwrap_or(usual.0), seconds.unwrap_or(usual.1));
         Ok(options)
     }
+}
+
+fn mutants(names: &str) -> Result<Vec<Mutant>, String> {
+    if names == "all" {
+        return Ok(Mutant::ALL.to_vec());
+    }
+    let named = |name: &str| Mutant::ALL.iter().copied().find(|mutant| format!("{mutant:?}") == name);
+    names.split(',').map(|name| named(name).ok_or_else(|| format!("no deliberate bug is called {name}"))).collect()
 }
 
 fn number(text: &str) -> Result<u64, String> {

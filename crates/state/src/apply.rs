@@ -249,7 +249,8 @@ impl State {
             MemberChange::Removed(id) => shared.v2.remove_member(*id, &mut touched),
             MemberChange::None => {}
         }
-        for row in rows {
+        let is_stored = !(mutant::on(mutant::PromotionUnstored) && matches!(change, MemberChange::Promoted(_)));
+        for row in rows.into_iter().filter(|_| is_stored) {
             self.set_row(row)?;
         }
         self.store_v2(&touched)?;
@@ -293,7 +294,9 @@ impl State {
 
     fn mark(&mut self) {
         let conf_state = self.conf_state.clone();
-        self.writer.mark(Mark { index: self.applied_index, term: self.applied_term, conf_state });
+        let index =
+            self.applied_index + u64::from(mutant::on(mutant::MarkAhead)) - u64::from(mutant::on(mutant::MarkBehind));
+        self.writer.mark(Mark { index, term: self.applied_term, conf_state });
     }
 
     fn set_row(&mut self, (table, key, value): Row) -> Result<(), StoreError> {
@@ -309,6 +312,9 @@ impl State {
         let costs = quota::cost(request) > 0;
         // Asked before: the entry's own bytes are in the cost.
         let over_quota = costs && self.shared.over_quota(request);
+        if over_quota && mutant::on(mutant::QuotaDecides) {
+            return Ok(Applied { request_id, result: Err(Error::NoSpace), raise_no_space: true });
+        }
         let mut result = match self.execute(request, index, costs) {
             Ok(response) => Ok(response),
             Err(Failure::Refused(error)) => Err(error),
@@ -340,7 +346,7 @@ impl State {
         if corrupt && touches_data {
             return Err(Error::Corrupt.into());
         }
-        if no_space && costs {
+        if no_space && costs && !mutant::on(mutant::AlarmIgnored) {
             return Err(Error::NoSpace.into());
         }
         self.shared.auth.permits_entry(request, &self.shared.lessor)?;
@@ -442,7 +448,7 @@ impl State {
     fn lease_revoke(&mut self, id: i64) -> Result<Response, Failure> {
         let keys = self.shared.lessor.revoke(id)?;
         let mut txn = WriteTxn::begin(&mut self.writer, &self.shared.lessor);
-        for key in keys {
+        for key in keys.into_iter().filter(|_| !mutant::on(mutant::LeaseKeepsKeys)) {
             txn.delete(&key)?;
         }
         txn.commit(&self.shared.feed);
@@ -542,6 +548,9 @@ fn restore_leases(store: &Store, lessor: &Lessor) -> Result<(), Fatal> {
     for (key, value) in store.rows(Table::Lease) {
         let row = leasepb::Lease::decode(value);
         lessor.restore(&row.map_err(|error| bad_row("lease", &key, error.to_string()))?);
+    }
+    if mutant::on(mutant::LeaseKeysForgotten) {
+        return Ok(());
     }
     Ok(attach_keys(store, lessor)?)
 }

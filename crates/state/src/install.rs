@@ -469,10 +469,14 @@ impl State {
                 switch();
                 shared.store.view()
             });
-            shared.lessor.adopt(tables.lessor);
+            if !mutant::on(mutant::InstallForgetsLeases) {
+                shared.lessor.adopt(tables.lessor);
+            }
             (*cluster, *alarms) = (tables.cluster, tables.alarms);
             shared.auth.put_in_force(tables.policy);
-            shared.v2.replace(tables.v2, installed.mark.index);
+            if !mutant::on(mutant::InstallForgetsV2) {
+                shared.v2.replace(tables.v2, installed.mark.index);
+            }
         })?;
         self.advance(installed.mark.index, installed.mark.term);
         self.conf_state = installed.mark.conf_state.clone();

@@ -171,7 +171,9 @@ impl Lessor {
         }
         let clear_checkpoint = lease.remaining_ttl > 0;
         let ttl = lease.ttl;
-        inner.run_for(id, now_ms, ttl.unsigned_abs().saturating_mul(1_000));
+        if !mutant::on(mutant::LeaseRenewalLost) {
+            inner.run_for(id, now_ms, ttl.unsigned_abs().saturating_mul(1_000));
+        }
         Renewal::Renewed { ttl, clear_checkpoint }
     }
 
@@ -242,6 +244,9 @@ impl Lessor {
             }
             in_window += 1;
             inner.refresh(id, now_ms, extend_ms.saturating_add(window_ms.saturating_sub(remaining_ms)));
+            if mutant::on(mutant::LeaseEndsEarly) {
+                inner.run_for(id, now_ms, remaining_ms / 2);
+            }
         }
     }
 
@@ -380,7 +385,9 @@ impl Lessor {
         if old == id {
             return;
         }
-        if let Some(lease) = inner.leases.get_mut(&old) {
+        if let Some(lease) = inner.leases.get_mut(&old)
+            && !mutant::on(mutant::LeaseNotDetached)
+        {
             lease.keys.remove(&key);
         }
         if id == 0 {

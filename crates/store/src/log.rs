@@ -187,6 +187,7 @@ impl Files {
             .read()
             .range(durable.segment..=marked.segment)
             .filter(|(_, segment)| segment.origin == Origin::Log && !segment.is_synced())
+            .filter(|_| !mutant::on(mutant::StoreUnsynced))
             .map(|(_, segment)| segment.clone())
             .collect();
         for segment in unsynced {
@@ -207,7 +208,7 @@ impl Files {
 
     /// Makes new files' names durable.
     fn sync_dir(&self) -> Result<(), StoreError> {
-        if self.dir_changed.swap(false, Ordering::AcqRel) {
+        if self.dir_changed.swap(false, Ordering::AcqRel) && !mutant::on(mutant::SegmentNamesUnsynced) {
             self.break_on(self.disk.sync_dir(&self.dir).map_err(|e| StoreError::io(".", "sync directory", e)))?;
         }
         Ok(())

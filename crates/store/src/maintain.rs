@@ -205,7 +205,8 @@ impl Inner {
         let segments = self.files.segments.read().clone();
         for _ in 0..HOLDS_PER_STEP {
             let mut index = self.index.write();
-            let next = index.sweep(&sweep.cursor, sweep.compacted, KEYS_PER_HOLD, &mut |version| {
+            let compacted = sweep.compacted + i64::from(mutant::on(mutant::SweepTooFar));
+            let next = index.sweep(&sweep.cursor, compacted, KEYS_PER_HOLD, &mut |version| {
                 let location = version.location();
                 if let Some(segment) = segments.get(&location.segment) {
                     segment.live.fetch_sub(location.len.into(), Ordering::Relaxed);
@@ -346,7 +347,7 @@ impl Inner {
                 }
             }
             Part::Durable(position) => {
-                if !self.is_durable(position)? {
+                if !mutant::on(mutant::CheckpointUnwaited) && !self.is_durable(position)? {
                     job.next = Part::Durable(position);
                     work.job = Some(Job::Checkpoint(job));
                     return Ok(Step::Idle);

@@ -86,12 +86,13 @@ impl Recovered {
                 let (table, key, _) = tables::decode_row(frame.payload).ok_or("not a row")?;
                 self.tables.remove(table, key);
             }
+            Kind::Compaction if mutant::on(mutant::CompactionForgotten) => {}
             Kind::Compaction => self.compacted = self.compacted.max(frame.main),
             Kind::Mark => {
                 let (mark, durable) = decode_mark(frame.payload).ok_or("not a mark")?;
                 self.mark = mark;
                 self.durable = self.durable.max(durable);
-                self.revision = self.revision.max(frame.main);
+                self.revision = self.revision.max(frame.main - i64::from(mutant::on(mutant::RevisionFallsBack)));
             }
             _ => return Err("out of place"),
         }
@@ -368,7 +369,7 @@ impl Opening<'_> {
             }
             if segment.id <= end.segment {
                 let kept = if segment.id == durable.segment { durable.offset } else { 0 };
-                if segment.id >= durable.segment {
+                if segment.id >= durable.segment && !mutant::on(mutant::StoreEndNotRewritten) {
                     segment.rewrite(kept)?;
                 }
                 segment.sync()?;

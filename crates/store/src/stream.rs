@@ -381,7 +381,7 @@ impl Store {
                 stopped = true;
                 return Ok(ControlFlow::Break(()));
             }
-            if revision.main <= compacted {
+            if revision.main <= compacted && !mutant::on(mutant::HashUnswept) {
                 let key = key_of(&payload, location)?;
                 let counts = if anything_lives {
                     store.get(key, at).is_some_and(|found| found.meta.modified == revision)

@@ -325,7 +325,8 @@ impl Wal {
         }
         let mut must_sync = !entries.is_empty();
         if let Some(state) = state {
-            self.encoder.state(&state);
+            let vote = if mutant::on(mutant::VoteForgotten) { 0 } else { state.vote };
+            self.encoder.state(&HardState { vote, ..state });
             must_sync |= state.term != self.hard_state.term || state.vote != self.hard_state.vote;
             // A received snapshot is about to be acknowledged; without this commit index its mark would be passed over.
             must_sync |= self.hard_state.commit < self.marked && self.marked <= state.commit;
@@ -478,10 +479,12 @@ impl Wal {
     fn settle(&mut self) -> Result<(), WalError> {
         let current = self.current();
         let path = current.name.path(&self.dir);
-        let from = self.offset.saturating_sub(SUSPECT_BYTES);
+        let suspect = if mutant::on(mutant::LogEndNotRewritten) { 0 } else { SUSPECT_BYTES };
+        let from = self.offset.saturating_sub(suspect);
         segment::rewrite(current.file.as_ref(), from, self.offset)
             .map_err(io_error(&path, "write the end of the log again"))?;
-        segment::zero_from(current.file.as_ref(), self.offset).map_err(io_error(&path, "clear the end of the log"))?;
+        let rest = if mutant::on(mutant::LogTailNotCleared) { u64::MAX } else { self.offset };
+        segment::zero_from(current.file.as_ref(), rest).map_err(io_error(&path, "clear the end of the log"))?;
         current.file.sync().map_err(io_error(&path, "sync the last segment"))?;
         self.filled = current.file.len().map_err(io_error(&path, "read the last segment's length"))?;
         for name in self.disk.list(&self.dir).map_err(io_error(&self.dir, "list the log's directory"))? {
@@ -545,7 +548,8 @@ impl Wal {
     fn sync(&mut self) -> Result<(), WalError> {
         self.step("sync the log", |wal| {
             wal.stats.syncs += 1;
-            wal.current().file.sync()?;
+            let synced = if mutant::on(mutant::LogUnsynced) { Ok(()) } else { wal.current().file.sync() };
+            synced.or_else(|error| if mutant::on(mutant::FailedSyncTrusted) { Ok(()) } else { Err(error) })?;
             wal.unsynced = 0;
             Ok(())
         })

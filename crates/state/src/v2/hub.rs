@@ -99,6 +99,7 @@ impl Hub {
     /// it happened now; who might miss something because the past does not reach back so far is not told to go on waiting.
     pub(super) fn take_history(&mut self, other: &mut Hub) {
         let known = std::mem::replace(&mut self.index, other.index);
+        let known = if mutant::on(mutant::V2InstallSilent) { other.index } else { known };
         self.history = std::mem::take(&mut other.history);
         let missed: Vec<Arc<Event>> = self.history.iter().filter(|event| event.index() > known).cloned().collect();
         if missed.first().is_none_or(|event| event.index() > known + 1) && self.index > known {
@@ -126,7 +127,7 @@ impl Hub {
         }
         self.history.push_back(event.clone());
         self.index = event.index();
-        if !event.refresh && !self.watches.is_empty() {
+        if (!event.refresh || mutant::on(mutant::V2RefreshTells)) && !self.watches.is_empty() {
             self.tell_all(event, removed);
         }
     }
@@ -148,7 +149,7 @@ impl Hub {
     fn tell(&mut self, event: &Arc<Event>, path: &str, gone: bool) {
         let Some(watches) = self.watches.get_mut(path) else { return };
         let on_path = event.node.key == path;
-        if !on_path && is_hidden(path, &event.node.key) {
+        if !on_path && !mutant::on(mutant::V2HiddenShown) && is_hidden(path, &event.node.key) {
             return;
         }
         let before = watches.len();

@@ -50,7 +50,7 @@ impl Compare<'_> {
     fn fault(&self, node: &Stored) -> Option<String> {
         let current = node.value();
         let value_fits = self.value.is_empty() || current == self.value;
-        let index_fits = self.index == 0 || node.modified == self.index;
+        let index_fits = mutant::on(mutant::V2IndexNotCompared) || self.index == 0 || node.modified == self.index;
         let value = || format!("[{} != {}]", String::from_utf8_lossy(self.value), String::from_utf8_lossy(&current));
         let index = || format!("[{} != {}]", self.index, node.modified);
         match (value_fits, index_fits) {
@@ -130,6 +130,9 @@ impl Tree {
     pub(super) fn of(root: Arc<Stored>, index: u64) -> Self {
         let mut all = Walked::default();
         all.walk(&root, &mut String::new());
+        if mutant::on(mutant::V2TtlsForgotten) {
+            all.expiring.clear();
+        }
         Self { root, index, expiring: all.expiring, digest: all.digest }
     }
 
@@ -355,7 +358,10 @@ impl Tree {
 
     /// Removes what expired first, if anything has.
     pub(super) fn expire(&mut self, now: i64) -> Option<Done> {
-        let (expires, path) = self.expiring.first()?;
+        let (expires, path) = match mutant::on(mutant::V2YoungestFirst) {
+            true => self.expiring.range(..(now, String::new())).next_back()?,
+            false => self.expiring.first()?,
+        };
         if *expires > now {
             return None;
         }

@@ -36,7 +36,7 @@ pub(super) struct Interest {
 impl Interest {
     /// Whether it takes this kind of change; the key is another matter.
     pub(super) fn takes(&self, deleted: bool) -> bool {
-        if deleted { !self.no_delete } else { !self.no_put }
+        mutant::on(mutant::FilterIgnored) || if deleted { !self.no_delete } else { !self.no_put }
     }
 
     /// The event as this watcher wants to see it.
@@ -126,7 +126,9 @@ impl History {
         while bytes < SLICE_BYTES && revisions < SLICE_REVISIONS && !self.changes.is_empty() {
             let piece = self.take_piece(&mut revisions);
             slice.cost += piece.len();
-            let wanted: Vec<_> = piece.iter().filter(|change| interest.takes(change.deleted)).collect();
+            let is_lost = |change: &Change| change.deleted && mutant::on(mutant::CatchUpLosesDeletes);
+            let wanted: Vec<_> =
+                piece.iter().filter(|change| interest.takes(change.deleted) && !is_lost(change)).collect();
             let locations: Vec<Location> = wanted.iter().map(|change| change.location).collect();
             let mut payloads = Vec::with_capacity(wanted.len());
             self.pin.store().read_many(&locations, &mut |payload| payloads.push(payload))?;

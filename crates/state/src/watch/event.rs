@@ -80,7 +80,7 @@ impl Event {
 
 /// The stored pair that was there before `revision` changed it; `None` if there was none, or it has been compacted.
 pub(crate) fn previous(store: &Store, key: &[u8], revision: i64) -> Result<Option<Bytes>, StoreError> {
-    let at = revision - 1;
+    let at = revision - i64::from(!mutant::on(mutant::PreviousIsCurrent));
     let _pin = store.pin(at);
     if at < store.compact_revision() {
         return Ok(None);

@@ -314,8 +314,11 @@ impl Hub {
             create.watch_id
         };
         let created = Output { watch_id, revision, kind: OutputKind::Created };
-        let start_revision = create.start_revision;
+        let mut start_revision = create.start_revision;
         let compact_revision = self.store.compact_revision();
+        if mutant::on(mutant::CompactedWatchSilent) && start_revision > 0 {
+            start_revision = start_revision.max(compact_revision);
+        }
         if start_revision > 0 && start_revision < compact_revision {
             stream.spent.insert(watch_id);
             let kind = OutputKind::Canceled { compact_revision, reason: String::new() };
@@ -328,7 +331,10 @@ impl Hub {
             interest,
             place: Place::Detached,
             queued: false,
-            next: if start_revision == 0 { revision + 1 } else { start_revision },
+            next: match start_revision {
+                0 => revision + 1,
+                start => start + i64::from(mutant::on(mutant::ResumeSkipsOne)),
+            },
             start_revision,
             progress_notify: create.progress_notify,
             quiet: true,
@@ -401,6 +407,11 @@ impl Hub {
         let watchers: Vec<u32> = stream.watchers.values().copied().collect();
         for at in watchers {
             if ready {
+                if mutant::on(mutant::BlockedLosesEvents)
+                    && let Some(watcher) = self.watchers[at as usize].as_mut()
+                {
+                    watcher.next = watcher.next.max(self.cursor + 1);
+                }
                 self.attach(at);
             } else {
                 self.detach(at);
@@ -574,6 +585,10 @@ impl Hub {
     fn take_new(&mut self, left: &mut usize) -> bool {
         let Read { batches, tail, store } = self.feed.read(self.cursor + 1, i64::MAX, BATCHES, *left);
         let Some(batches) = batches else {
+            if mutant::on(mutant::RingOverrunLost) {
+                self.cursor = tail;
+                return false;
+            }
             // The feed has moved on without us: everybody has to catch up from the store.
             let synced: Vec<u32> = (0..self.watchers.len() as u32)
                 .filter(|at| self.watchers[*at as usize].as_ref().is_some_and(|w| w.place == Place::Synced))
@@ -728,7 +743,8 @@ impl Hub {
     /// Whether a watcher has been given everything up to the cursor, and wants to hear of that revision.
     fn is_up_to_date(&self, at: u32) -> bool {
         let watcher = self.watchers[at as usize].as_ref();
-        watcher.is_some_and(|w| w.place == Place::Synced && w.start_revision <= self.cursor)
+        let is_early = mutant::on(mutant::ProgressEarly);
+        watcher.is_some_and(|w| (w.place == Place::Synced || is_early) && w.start_revision <= self.cursor)
     }
 
     /// Answers the streams whose watchers are all up to date; the others get no answer, as in etcd.
