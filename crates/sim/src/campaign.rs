@@ -125,7 +125,10 @@ fn tell(verdict: &Verdict) {
     );
     println!("  trace {trace_hash:016x}");
     match violation {
-        Some(violation) => println!("  BROKEN: {}\n  again: sim --seed {seed}", violation.0),
+        Some(violation) => println!(
+            "  BROKEN: {}\n  again, with the same options: sim --seed {seed} --trace, or --shrink for a smaller life",
+            violation.0
+        ),
         None => println!("  all promises kept"),
     }
 }

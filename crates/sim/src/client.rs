@@ -3,6 +3,7 @@
 use proto::etcdserverpb as pb;
 use state::{Error, Response};
 
+use crate::locker::Locker;
 use crate::workload::Ask;
 
 /// What came of an operation.
@@ -61,6 +62,8 @@ pub struct Client {
     pub begun: u64,
     /// The seat it talks to.
     pub seat: usize,
+    /// What it wants, if that is a lock.
+    pub locker: Option<Locker>,
 }
 
 /// Whether an error tells what the request came to when it was applied; any other leaves that open.

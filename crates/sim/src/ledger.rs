@@ -17,6 +17,7 @@ use wal::{Entry, EntryKind};
 
 use crate::host::Given;
 use crate::lease::Leases;
+use crate::locker;
 use crate::membership::Membership;
 use crate::model::Model;
 use crate::trace::digest;
@@ -175,7 +176,13 @@ impl Ledger {
         let effect = self.membership.apply(index, &request);
         self.v2.member(&effect);
         let header = request.header.clone().unwrap_or_default();
-        agreed.given = self.model.apply(&request).map(|given| Given::Response(Box::new(given)));
+        let given = self.model.apply(&request);
+        if let (Some(txn), Some(Ok(Response::Txn(done)))) = (&request.txn, &given)
+            && done.succeeded
+        {
+            locker::acted(txn, &self.model)?;
+        }
+        agreed.given = given.map(|given| Given::Response(Box::new(given)));
         agreed.revision = self.model.revision();
         if header.id != 0 {
             (agreed.request_id, agreed.tag) = (header.id, header.username.clone());

@@ -40,10 +40,11 @@ pub struct Verdict {
 /// Lives the life of a seed.
 pub fn live(options: &Options, seed: u64) -> Verdict {
     let mut random = Random::new(seed);
-    let settings = Settings::draw(options, &mut random);
+    let mut settings = Settings::draw(options, &mut random);
+    options.without.take_from(&mut settings);
     let members = settings.members;
-    let mut troubles = Troubles::new(random.fork(), &settings);
-    let mut cluster = Cluster::new(settings, random);
+    let mut troubles = Troubles::new(random.fork(), &settings, &options.without);
+    let mut cluster = Cluster::new(settings, random, options.without.clone());
     cluster.trace.aloud = options.trace;
     let violation = rounds(&mut cluster, &mut troubles, options.seconds * 1_000_000).err();
     Verdict {

@@ -11,22 +11,29 @@ mod host;
 mod lease;
 mod ledger;
 mod life;
+mod locker;
 mod membership;
 mod model;
 mod network;
 mod options;
 mod random;
+mod shrink;
 mod tasks;
 mod teeth;
 mod trace;
 mod troubles;
 mod v2;
 mod watcher;
+mod without;
 mod workload;
 
 use std::process::ExitCode;
 
 use options::{Options, USAGE};
+
+/// Lives are spent on small allocations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     if std::env::args().any(|argument| argument == "--help") {
@@ -42,6 +49,7 @@ fn main() -> ExitCode {
     };
     let fine = match &options.mutants {
         Some(mutants) => teeth::run(&options, mutants),
+        None if options.shrinks => shrink::run(&options, options.seeds.start),
         None => campaign::run(&options),
     };
     if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }

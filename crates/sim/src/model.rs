@@ -195,6 +195,11 @@ impl Model {
         pair.as_ref()
     }
 
+    /// When the oldest of the keys in a range was made.
+    pub fn oldest(&self, start: &[u8], end: &[u8]) -> Option<i64> {
+        self.living(start, end, self.now()).iter().map(|pair| pair.create_revision).min()
+    }
+
     fn living(&self, start: &[u8], end: &[u8], at: i64) -> Vec<&KeyValue> {
         let range = self.keys.range(Bytes::copy_from_slice(start)..);
         let within = range.take_while(|(key, _)| in_range(key, start, end));

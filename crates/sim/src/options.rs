@@ -7,6 +7,7 @@ use server::simulated::Flags;
 
 use crate::cluster::data_dir;
 use crate::random::Random;
+use crate::without::Without;
 
 /// What the command line says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,21 +26,31 @@ pub struct Options {
     pub twice: bool,
     /// Lives with these deliberate bugs until they are found.
     pub mutants: Option<Vec<Mutant>>,
+    /// What lives go without.
+    pub without: Without,
+    /// Looks for a smaller life that goes wrong.
+    pub shrinks: bool,
 }
 
 /// How to call the program.
 pub const USAGE: &str = "\
-usage: sim [--seed N | --seeds A..B] [--hours H | --minutes M] [--members 1|3|5|7] [--jobs J] [--trace] [--twice]
+usage: sim [--seed N | --seeds A..B] [--hours H | --minutes M | --seconds S] [--members 1|3|5|7] [--jobs J] [--trace] [--twice]
+           [--without LIST]
+       sim --shrink --seed N [the options with which it fails]
        sim --mutants all|NAME,... [--seeds A..B] [--minutes M] [--jobs J]
 
   --seed N         simulate the life of one cluster
   --seeds A..B     simulate many, from A up to and not with B
   --hours H        simulated time of each (default: 5 minutes)
   --minutes M      the same in minutes
+  --seconds S      or in seconds
   --members N      members of the cluster (default: the seed decides)
   --jobs J         clusters that are simulated side by side (default: one per processor)
   --trace          print what happens
   --twice          run each seed twice and compare the traces
+  --shrink         look for a smaller life that goes wrong: shorter, with fewer kinds of trouble, fewer troubles and requests;
+                   prints the command that lives it again
+  --without LIST   go without what --shrink has found to be unnecessary
   --mutants NAMES  see whether deliberate bugs are found: live the seeds (default: 1..400, 2 minutes each) with each of them
                    until a promise is broken, and print which seed did it and how long it took; needs a build with
                    `--features mutants`";
@@ -54,8 +65,17 @@ impl Options {
     /// What is wrong with them.
     pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut options =
-            Self { seeds: 1..2, seconds: SECONDS, members: None, jobs, trace: false, twice: false, mutants: None };
+        let mut options = Self {
+            seeds: 1..2,
+            seconds: SECONDS,
+            members: None,
+            jobs,
+            trace: false,
+            twice: false,
+            mutants: None,
+            without: Without::default(),
+            shrinks: false,
+        };
         let (mut seeds, mut seconds) = (None, None);
         let mut arguments = arguments;
         while let Some(argument) = arguments.next() {
@@ -71,6 +91,7 @@ impl Options {
                     seeds = Some(number(from)?..number(to)?);
                 }
                 "--hours" => seconds = Some((value()?.parse::<f64>().map_err(|e| e.to_string())? * 3600.0) as u64),
+                "--seconds" => seconds = Some(number(&value()?)?),
                 "--minutes" => seconds = Some(60 * number(&value()?)?),
                 "--members" => match number(&value()?)? {
                     members @ (1 | 3 | 5 | 7) => options.members = Some(members),
@@ -78,6 +99,8 @@ impl Options {
                 },
                 "--jobs" => options.jobs = number(&value()?)?.max(1) as usize,
                 "--trace" => options.trace = true,
+                "--without" => options.without = value()?.parse()?,
+                "--shrink" => options.shrinks = true,
                 "--twice" => options.twice = true,
                 "--mutants" => options.mutants = Some(mutants(&value()?)?),
                 other => return Err(format!("unknown argument {other}")),
@@ -111,6 +134,8 @@ pub struct Settings {
     pub members: u64,
     /// Clients, each with one request under way.
     pub clients: usize,
+    /// How many of them lock something.
+    pub lockers: usize,
     /// Clients that watch.
     pub watchers: usize,
     /// How long a client thinks between two requests, in microseconds.
@@ -146,6 +171,7 @@ impl Settings {
         Self {
             members: options.members.unwrap_or(drawn),
             clients: random.between(2, 8) as usize,
+            lockers: *random.pick(&[0, 0, 2, 3]).unwrap_or(&0),
             watchers: random.below(5) as usize,
             pause_us: *random.pick(&[20_000, 100_000, 400_000]).unwrap_or(&100_000),
             heartbeat_ms: 100,

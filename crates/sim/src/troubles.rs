@@ -9,10 +9,11 @@ use crate::cluster::{Cluster, End, Rot, Trouble, Wish};
 use crate::network::Weather;
 use crate::options::Settings;
 use crate::random::Random;
+use crate::without::Without;
 
 /// A kind of trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+pub enum Kind {
     /// A process is killed.
     Kill,
     /// A process is told to stop.
@@ -55,7 +56,8 @@ enum Kind {
     Rot,
 }
 
-const KINDS: [Kind; 20] = [
+/// All kinds.
+pub const KINDS: [Kind; 20] = [
     Kind::Kill,
     Kind::Stop,
     Kind::PowerLoss,
@@ -99,13 +101,14 @@ pub struct Troubles {
     every_us: u64,
     endings: BTreeMap<u64, Ending>,
     next: u64,
+    without: Without,
     /// Whether there is any.
     pub active: bool,
 }
 
 impl Troubles {
     /// Draws what a seed likes.
-    pub fn new(mut random: Random, settings: &Settings) -> Self {
+    pub fn new(mut random: Random, settings: &Settings, without: &Without) -> Self {
         let mut liked = Vec::new();
         for kind in KINDS {
             let may = match kind {
@@ -122,7 +125,9 @@ impl Troubles {
             }
         }
         let every_us = *random.pick(&[700_000, 2_000_000, 6_000_000]).unwrap_or(&2_000_000);
-        Self { random, liked, every_us, endings: BTreeMap::new(), next: 0, active: true }
+        liked.retain(|kind| !without.has_kind(*kind));
+        let without = without.clone();
+        Self { random, liked, every_us, endings: BTreeMap::new(), next: 0, without, active: true }
     }
 
     /// Plans the first trouble, and after each the next.
@@ -144,8 +149,11 @@ impl Troubles {
                 if self.active
                     && let Some(kind) = self.random.pick(&self.liked).copied()
                 {
+                    let number = cluster.tally.troubles;
                     cluster.tally.troubles += 1;
-                    self.make(cluster, kind);
+                    if !self.without.has_trouble(number) {
+                        self.make(cluster, kind);
+                    }
                 }
             }
         }

@@ -40,7 +40,9 @@ pub struct Workload {
     next_lease: i64,
     next_value: u64,
     /// How large values become now and then, in bytes.
-    pub large_value: u64,
+    large_value: u64,
+    /// And how large once in a long while.
+    huge_value: u64,
     /// Whether the v2 API is used as well.
     speaks_v2: bool,
 }
@@ -49,7 +51,8 @@ impl Workload {
     /// From chance.
     pub fn new(mut random: Random, speaks_v2: bool) -> Self {
         let large_value = if random.chance(200) { 40_000 } else { 2_000 };
-        Self { random, leases: Vec::new(), next_lease: 1, next_value: 1, large_value, speaks_v2 }
+        let huge_value = if random.chance(200) { 1 << 20 } else { 0 };
+        Self { random, leases: Vec::new(), next_lease: 1, next_value: 1, large_value, huge_value, speaks_v2 }
     }
 
     fn key(&mut self) -> Bytes {
@@ -72,10 +75,12 @@ impl Workload {
     fn value(&mut self) -> Bytes {
         let mut value = format!("v{}", self.next_value).into_bytes();
         self.next_value += 1;
-        if self.random.chance(50) {
-            let bytes = self.random.below(self.large_value);
-            value.resize(value.len() + bytes as usize, b'.');
-        }
+        let bytes = match self.random.below(1_000) {
+            0..50 => self.random.below(self.large_value),
+            50..53 => self.random.below(self.huge_value),
+            _ => 0,
+        };
+        value.resize(value.len() + bytes as usize, b'.');
         value.into()
     }
 
@@ -164,6 +169,13 @@ impl Workload {
     fn txn(&mut self, depth: u64, revision: i64) -> TxnRequest {
         let compare = (0..self.random.below(3)).map(|_| self.compare(revision)).collect();
         TxnRequest { compare, success: self.branch(depth, revision), failure: self.branch(depth, revision) }
+    }
+
+    /// Asks for a lease that nobody has asked for.
+    pub fn grant(&mut self, ttl: i64) -> pb::LeaseGrantRequest {
+        let id = self.next_lease;
+        self.next_lease += 1;
+        pb::LeaseGrantRequest { id, ttl }
     }
 
     /// A watch with this ID.
@@ -267,10 +279,8 @@ impl Workload {
                 return write(InternalRaftRequest { txn: Some(txn), ..Default::default() });
             },
             55..58 => {
-                let id = self.next_lease;
-                self.next_lease += 1;
                 let ttl = self.random.between(1, 20) as i64;
-                let grant = pb::LeaseGrantRequest { id, ttl };
+                let grant = self.grant(ttl);
                 write(InternalRaftRequest { lease_grant: Some(grant), ..Default::default() })
             }
             58..59 => match self.random.pick(&self.leases).copied() {

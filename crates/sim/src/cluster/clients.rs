@@ -27,13 +27,20 @@ impl Cluster {
             self.agenda.at(later, Event::Client(number));
             return;
         }
-        let ask = self.workload.next(self.ledger.model.revision());
+        let ask = match &mut self.clients[number].locker {
+            Some(locker) => locker.next(&mut self.workload),
+            None => self.workload.next(self.ledger.model.revision()),
+        };
         if self.random.chance(150) {
             self.clients[number].seat = self.any_machine();
         }
         let client = &mut self.clients[number];
         client.begun += 1;
         self.tally.asked += 1;
+        if self.without.has_request(self.tally.asked - 1) {
+            let pause = self.random.around(self.settings.pause_us);
+            return self.later(pause, Event::Client(number));
+        }
         let tag = format!("c{number}-{}", client.begun);
         let op = Op { client: number, number: client.begun, tag, ask, floor: self.floor, asked_us: self.now_us };
         client.waiting = Some(op.clone());
@@ -153,6 +160,9 @@ impl Cluster {
         }
         let Some(op) = client.waiting.take() else { return Ok(()) };
         self.trace.say(self.now_us, format_args!("{} {:?}: {outcome:?}", op.tag, op.ask));
+        if let Some(locker) = &mut self.clients[number].locker {
+            locker.told(&outcome);
+        }
         let known = self.check(&op, &outcome)?;
         self.floor = self.floor.max(known);
         match outcome {

@@ -357,8 +357,9 @@ impl Cluster {
             if !self.may_fail(at) {
                 return violation!("m{at} stopped on a disk without a fault: {reason}");
             }
-            // A disk that failed to sync has dropped what it could not write; the machine is restarted.
-            self.end(at, End::PowerLost);
+            // Whoever starts it again finds in memory what the disk has not taken, or the machine is restarted.
+            let how = if self.random.chance(500) { End::Killed } else { End::PowerLost };
+            self.end(at, how);
             let wait = self.random.around(2_000_000);
             self.agenda.at(now_us + wait, Event::Restart(at));
             return Ok(());

@@ -30,11 +30,13 @@ use crate::agenda::{Agenda, Event};
 use crate::client::{Client, Op, Outcome};
 use crate::host::{Drift, Machine};
 use crate::ledger::{Ledger, Violation};
+use crate::locker::Locker;
 use crate::network::Network;
 use crate::options::Settings;
 use crate::random::Random;
 use crate::tasks::Tasks;
 use crate::trace::Trace;
+use crate::without::Without;
 use crate::workload::Workload;
 pub use fate::Rot;
 use operator::Operator;
@@ -191,6 +193,7 @@ pub struct Cluster {
     floor: u64,
     /// Whether clients go on asking.
     pub asking: bool,
+    without: Without,
     /// Whether nothing goes wrong at the moment.
     pub is_calm: bool,
     /// When a member last answered somebody who renewed a lease, perhaps long after the question.
@@ -224,12 +227,16 @@ pub fn data_dir() -> PathBuf {
 
 impl Cluster {
     /// A cluster of machines that have never been switched on.
-    pub fn new(settings: Settings, mut random: Random) -> Self {
+    pub fn new(settings: Settings, mut random: Random, without: Without) -> Self {
         let names: Vec<String> = (0..settings.members).map(|number| format!("m{number}")).collect();
         let initial: Vec<(String, Vec<String>)> = names.iter().map(|name| (name.clone(), vec![url_of(name)])).collect();
         let seat = |name: &String| Seat::new(settings.flags(name, initial.clone(), false), random.below(1_000_000_000));
         let seats = names.iter().map(seat).collect();
-        let clients = (0..settings.clients).map(|_| Client::default()).collect();
+        let mut client = |number| {
+            let locker = (number < settings.lockers).then(|| Locker::new(random.fork()));
+            Client { locker, ..Client::default() }
+        };
+        let clients = (0..settings.clients).map(&mut client).collect();
         let mut workload = Workload::new(random.fork(), settings.speaks_v2);
         let waiters = if settings.speaks_v2 { settings.watchers } else { 0 };
         let waiters = (0..waiters).map(|_| Waiter::new(workload.wait())).collect();
@@ -254,6 +261,7 @@ impl Cluster {
             renewed_us: 0,
             asking: true,
             is_calm: false,
+            without,
             settings,
         }
     }
