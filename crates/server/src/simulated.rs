@@ -15,7 +15,7 @@ use disk::{Disk, File};
 use peer::Local;
 use proto::membershippb;
 use raft_driver::Status;
-use wal::Wal;
+use wal::{HardState, Wal};
 
 use crate::applier::{self, Applier, Runner};
 use crate::bootstrap::{self, BootError, Booted};
@@ -50,6 +50,8 @@ pub struct Flags {
     pub snapshot_count: u64,
     /// `--snapshot-catchup-entries`.
     pub snapshot_catchup_entries: u64,
+    /// `--max-wals`, and `--max-snapshots`.
+    pub max_files: usize,
     /// `--quota-backend-bytes`.
     pub quota_bytes: i64,
     /// `--auto-compaction-mode revision` with this retention.
@@ -181,6 +183,11 @@ impl SimulatedMember {
         self.node.core.lock().as_ref().map(Core::status)
     }
 
+    /// Term and vote as they stand in the log.
+    pub fn hard_state(&self) -> HardState {
+        self.wal.hard_state()
+    }
+
     /// Everything up to this index is applied.
     pub fn applied(&self) -> u64 {
         self.node.applied.load(Ordering::SeqCst)
@@ -233,6 +240,13 @@ impl SimulatedMember {
         self.upkeep.step(&self.node, &mut self.upkeep_jobs)
     }
 
+    /// The same while another thread runs the raft actor: what upkeep wants of that waits until somebody brings the next event.
+    pub fn upkeep_beside(&mut self) -> ControlFlow<(), Duration> {
+        let node = Arc::clone(&self.node);
+        let _busy = node.core.lock();
+        self.upkeep()
+    }
+
     /// Whether the thread that zeroes segments has something to do.
     pub fn wants_spare(&self) -> bool {
         !self.spares.is_empty() || !self.node.spare_queue.is_empty()
@@ -278,8 +292,8 @@ fn settings(flags: &Flags, quota_bytes: i64) -> Settings {
         snap_dir: flags.data_dir.join("member").join("snap"),
         strict_reconfig_check: flags.strict_reconfig_check,
         checkpoints_leases: true,
-        max_wals: 5,
-        max_snapshots: 5,
+        max_wals: flags.max_files,
+        max_snapshots: flags.max_files,
         token_ttl_ms: 300_000,
         snapshot_catchup_entries: flags.snapshot_catchup_entries,
         tick: Duration::from_millis(flags.heartbeat_ms),

@@ -112,6 +112,10 @@ pub enum Event {
     Trouble,
     /// The trouble with this number is over.
     Over(u64),
+    /// The leader is told to hand over.
+    HandOver,
+    /// Something happens to a machine because its member leads.
+    Hunted(usize),
     /// Whoever runs the cluster looks after it.
     Operator,
     /// A machine is switched on again.

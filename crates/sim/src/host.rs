@@ -78,6 +78,8 @@ pub enum Outgoing {
         to: u64,
         /// Encoded.
         bytes: Bytes,
+        /// The term in which it gives the receiver a vote, or asks everybody for theirs, which is a vote for the sender.
+        vote: Option<u64>,
         /// Whether it must not arrive twice. A forwarded proposal would be carried out twice; between members it is TCP that
         /// keeps it from that, and everything else is indifferent to it.
         once: bool,
@@ -314,8 +316,12 @@ impl Peers for Card {
     fn send(&self, messages: Vec<Message>) {
         for message in messages {
             let bytes = prost::Message::encode_to_vec(&message).into();
-            let once = message.r#type() == MessageType::MsgProp;
-            self.0.put(Outgoing::Message { to: message.to.unwrap_or(0), bytes, once });
+            let kind = message.r#type();
+            let once = kind == MessageType::MsgProp;
+            let votes =
+                kind == MessageType::MsgVote || kind == MessageType::MsgVoteResp && !message.reject.unwrap_or(false);
+            let vote = message.term.filter(|_| votes);
+            self.0.put(Outgoing::Message { to: message.to.unwrap_or(0), bytes, vote, once });
         }
     }
 

@@ -13,7 +13,7 @@ use proto::raftpb::ConfChange;
 use proto::v2pb;
 use state::v2::V2;
 use state::{Error, Response};
-use wal::{Entry, EntryKind};
+use wal::{Entry, EntryKind, HardState};
 
 use crate::host::Given;
 use crate::lease::Leases;
@@ -84,6 +84,8 @@ pub struct Ledger {
     elected_us: u64,
     /// Who led which term.
     leaders: BTreeMap<u64, u64>,
+    /// The newest vote that each member has given: the term, and to whom.
+    votes: BTreeMap<u64, (u64, u64)>,
     /// HashKV by revision and compaction, and who said so first.
     hashes: BTreeMap<(i64, i64), (u32, usize)>,
     /// How many answers were compared with the model's.
@@ -104,6 +106,7 @@ impl Ledger {
             has_quota,
             elected_us: 0,
             leaders: BTreeMap::new(),
+            votes: BTreeMap::new(),
             hashes: BTreeMap::new(),
             compared: 0,
         }
@@ -125,13 +128,40 @@ impl Ledger {
     }
 
     /// A member says that it leads a term.
-    pub fn leads(&mut self, member: u64, term: u64, now_us: u64) -> Result<(), Violation> {
+    /// Whether nobody has been seen to lead that term before.
+    pub fn leads(&mut self, member: u64, term: u64, now_us: u64) -> Result<bool, Violation> {
         match self.leaders.insert(term, member) {
             None => {
                 self.elected_us = now_us;
-                Ok(())
+                Ok(true)
             }
             Some(other) if other != member => violation!("{other:x} and {member:x} both lead term {term}"),
+            _ => Ok(false),
+        }
+    }
+
+    /// A member says that somebody has its vote in a term.
+    pub fn votes(&mut self, voter: u64, term: u64, candidate: u64) -> Result<(), Violation> {
+        match self.votes.get(&voter) {
+            Some((voted, other)) if *voted == term && *other != candidate => {
+                violation!("{voter:x} votes for {candidate:x} in term {term}, after it has voted for {other:x}")
+            }
+            Some((voted, _)) if *voted > term => Ok(()),
+            _ => {
+                self.votes.insert(voter, (term, candidate));
+                Ok(())
+            }
+        }
+    }
+
+    /// A member starts, and this is what it knows of its votes.
+    pub fn remembers(&self, voter: u64, hard_state: HardState) -> Result<(), Violation> {
+        match self.votes.get(&voter) {
+            Some((term, candidate))
+                if (hard_state.term, hard_state.vote) != (*term, *candidate) && hard_state.term <= *term =>
+            {
+                violation!("{voter:x} starts with {hard_state:?}, but has voted for {candidate:x} in term {term}")
+            }
             _ => Ok(()),
         }
     }
@@ -423,6 +453,21 @@ mod tests {
         ledger.leads(7, 3, 1).unwrap();
         ledger.leads(8, 4, 2).unwrap();
         assert!(ledger.leads(8, 3, 3).is_err());
+    }
+
+    #[test]
+    fn a_member_votes_once_in_a_term_and_remembers_it() {
+        let mut ledger = ledger();
+        let kept = |term, vote| HardState { term, vote, commit: 0 };
+        ledger.votes(7, 3, 8).unwrap();
+        ledger.votes(7, 3, 8).unwrap();
+        assert!(ledger.votes(7, 3, 9).is_err());
+        ledger.remembers(7, kept(3, 8)).unwrap();
+        ledger.remembers(7, kept(4, 0)).unwrap();
+        ledger.remembers(9, kept(1, 0)).unwrap();
+        assert!(ledger.remembers(7, kept(3, 0)).is_err(), "whom it voted for");
+        assert!(ledger.remembers(7, kept(2, 8)).is_err(), "that it voted");
+        ledger.votes(7, 4, 9).unwrap();
     }
 
     #[test]

@@ -148,6 +148,8 @@ pub struct Settings {
     pub snapshot_count: u64,
     /// `--snapshot-catchup-entries`.
     pub snapshot_catchup_entries: u64,
+    /// `--max-wals`, and `--max-snapshots`.
+    pub max_files: usize,
     /// Sizes of the log's and the store's segments, in bytes.
     pub segment_bytes: u32,
     /// Whether disks have faults, so that a member may stop because of one.
@@ -179,6 +181,7 @@ impl Settings {
             snapshot_count: *random.pick(&SNAPSHOT_COUNTS).unwrap_or(&300),
             snapshot_catchup_entries: *random.pick(&[5, 50, 5_000]).unwrap_or(&50),
             segment_bytes: *random.pick(&[32 << 10, 256 << 10, 8 << 20]).unwrap_or(&(256 << 10)),
+            max_files: *random.pick(&[1, 5]).unwrap_or(&5),
             disks_fail: random.chance(500),
             quota_bytes: *random.pick(&[0, 0, 0, 100_000, 400_000]).unwrap_or(&0),
             disks_rot: random.chance(300),
@@ -210,6 +213,7 @@ impl Settings {
             pre_vote: true,
             snapshot_count: self.snapshot_count,
             snapshot_catchup_entries: self.snapshot_catchup_entries,
+            max_files: self.max_files,
             quota_bytes: self.quota_bytes,
             compact_keeping: None,
             strict_reconfig_check: true,

@@ -26,6 +26,10 @@ pub enum Kind {
     Blackout,
     /// A process is frozen.
     Freeze,
+    /// Whoever begins to lead is struck.
+    Hunt,
+    /// The leader is told to hand over.
+    HandOver,
     /// A machine is cut off.
     Isolate,
     /// The network falls in two.
@@ -57,13 +61,15 @@ pub enum Kind {
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 20] = [
+pub const KINDS: [Kind; 22] = [
     Kind::Kill,
     Kind::Stop,
     Kind::PowerLoss,
     Kind::PowerLossWithin,
     Kind::Blackout,
     Kind::Freeze,
+    Kind::Hunt,
+    Kind::HandOver,
     Kind::Isolate,
     Kind::Split,
     Kind::OneWay,
@@ -205,6 +211,11 @@ impl Troubles {
                 let time = self.random.around(3 * election_us).min(10 * election_us);
                 cluster.freeze(at, time);
             }
+            Kind::Hunt => {
+                let time = self.random.around(8 * election_us);
+                cluster.hunt(time);
+            }
+            Kind::HandOver => cluster.later(0, Event::HandOver),
             Kind::Isolate => {
                 let others = (0..machines).filter(|other| *other != at);
                 self.cut(cluster, others.flat_map(|other| [(at, other), (other, at)]));
@@ -269,7 +280,9 @@ impl Troubles {
     }
 
     fn end_and_restart(&mut self, cluster: &mut Cluster, at: usize, how: End) {
-        let wait = self.random.around(3_000_000);
+        // Some are started again by another process that waits for just that.
+        let mean_us = if self.random.chance(300) { 30_000 } else { 3_000_000 };
+        let wait = self.random.around(mean_us);
         cluster.strike_down(at, how, wait);
     }
 }

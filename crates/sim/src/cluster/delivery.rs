@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use disk::mem::Fault;
 use peer::{CallError, LeaseError, PromoteError};
-use proto::raftpb::Message;
+use prost::Message as _;
+use proto::raftpb::{Message, MessageType};
 
 use super::{Cluster, Running, url_of};
 use crate::agenda::{Event, Happening};
 use crate::host::{Outgoing, Question};
+use crate::ledger::Violation;
 use crate::trace::digest;
 
 impl Cluster {
@@ -16,12 +19,17 @@ impl Cluster {
         self.seats.iter().position(|seat| seat.id == id && !seat.retired)
     }
 
-    pub(super) fn send(&mut self, from: usize, outgoing: Outgoing) {
+    pub(super) fn send(&mut self, from: usize, outgoing: Outgoing) -> Result<(), Violation> {
         let now_us = self.now_us;
         match outgoing {
-            Outgoing::Message { to, bytes, once } => {
+            Outgoing::Message { to, bytes, vote, once } => {
+                if let Some(term) = vote {
+                    let asks = Message::decode(bytes.clone()).is_ok_and(|m| m.r#type() == MessageType::MsgVote);
+                    let voter = self.seats[from].id;
+                    self.ledger.votes(voter, term, if asks { voter } else { to })?;
+                }
                 let knows = self.seats[from].running.as_ref().is_some_and(|running| running.machine.knows(to));
-                let Some(seat) = self.seat_of(to).filter(|_| knows) else { return };
+                let Some(seat) = self.seat_of(to).filter(|_| knows) else { return Ok(()) };
                 self.trace.note(digest(&bytes));
                 let mut arrivals = self.network.send(now_us, from, seat, bytes.len());
                 if once {
@@ -73,9 +81,15 @@ impl Cluster {
                 }
             }
         }
+        Ok(())
     }
 
     pub(super) fn snapshot_arrives(&mut self, at: usize, from: usize, message: Message, file: &[Bytes]) {
+        if !self.is_calm && self.random.chance(150) {
+            // Somewhere between the first byte and the moment when it is in force.
+            let after = self.random.below(30) as usize;
+            self.inject(at, Fault::PowerFails { after });
+        }
         let Some(running) = &self.seats[at].running else { return };
         let to = message.to.unwrap_or(0);
         let whole: Vec<u8> = file.concat();

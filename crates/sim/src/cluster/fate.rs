@@ -59,6 +59,30 @@ impl Cluster {
         self.later(back_after_us, Event::Restart(at));
     }
 
+    /// For so long something happens to whoever begins to lead.
+    pub fn hunt(&mut self, time_us: u64) {
+        self.hunted_until_us = self.now_us + time_us;
+    }
+
+    /// Something happens to a machine that has just begun to lead, and now and then to another that may have elected it.
+    pub(super) fn strike_leader(&mut self, at: usize) {
+        if self.is_calm {
+            return;
+        }
+        self.say(format_args!("m{at} is struck because it leads"));
+        let back = self.random.around(500_000);
+        match self.random.below(3) {
+            0 => self.freeze(at, back),
+            1 => self.strike_down(at, End::PowerLost, back),
+            _ => self.strike_down(at, End::Killed, back),
+        }
+        if self.random.chance(500) {
+            let other = self.any_machine();
+            let back = self.random.around(30_000);
+            self.strike_down(other, End::Killed, back);
+        }
+    }
+
     /// Freezes a process for so long.
     pub fn freeze(&mut self, at: usize, time_us: u64) {
         // Never less than before: what has come meanwhile waits for the first end, and nothing may overtake it.
@@ -168,6 +192,7 @@ impl Cluster {
     /// Ends everything that goes wrong, and switches everything on; frozen processes thaw by themselves.
     pub fn calm(&mut self) {
         self.is_calm = true;
+        self.hunted_until_us = 0;
         self.set_weather(Weather::fair());
         for at in 0..self.seats.len() {
             self.clear_faults(at);

@@ -89,6 +89,7 @@ impl Cluster {
             Err(error) => return violation!("m{at} cannot start: {error}: {:?}", std::error::Error::source(&error)),
         };
         self.tally.starts += 1;
+        self.ledger.remembers(member.member().identity().member_id, member.hard_state())?;
         let api = member.member();
         let link = member.link();
         let desk = Desk::new(&*api);
@@ -200,6 +201,7 @@ impl Cluster {
             return Ok(());
         }
         let heartbeat_ms = self.seats[at].flags.heartbeat_ms;
+        let beside = matches!(happening, Happening::Upkeep) && self.random.chance(250);
         let Some(running) = &mut self.seats[at].running else { return Ok(()) };
         running.machine.advance(now_us);
         let mut next = None;
@@ -223,7 +225,8 @@ impl Cluster {
                 }
             }
             Happening::Upkeep => {
-                if let ControlFlow::Continue(pause) = running.member.upkeep() {
+                let turn = if beside { running.member.upkeep_beside() } else { running.member.upkeep() };
+                if let ControlFlow::Continue(pause) = turn {
                     next = Some((running.machine.true_time(pause.as_micros() as u64), Happening::Upkeep));
                 }
             }
@@ -325,7 +328,7 @@ impl Cluster {
                 self.ledger.applied(at, index, answers)?;
             }
             for outgoing in tray.outgoing {
-                self.send(at, outgoing);
+                self.send(at, outgoing)?;
             }
             self.check_members(at)?;
             let delivered = self.deliveries(at)?;
@@ -343,8 +346,14 @@ impl Cluster {
         let seat = &mut self.seats[at];
         let Some(running) = &mut seat.running else { return Ok(()) };
         if running.api.leader() == seat.id && seat.id != 0 {
-            self.ledger.leads(seat.id, running.api.term(), now_us)?;
+            let begins = self.ledger.leads(seat.id, running.api.term(), now_us)?;
+            if begins && now_us < self.hunted_until_us {
+                let wait = self.random.around(2_000);
+                self.later(wait, Event::Hunted(at));
+            }
         }
+        let seat = &mut self.seats[at];
+        let Some(running) = &mut seat.running else { return Ok(()) };
         if seat.disk.is_off() {
             self.end(at, End::PowerLost);
             let wait = self.random.around(2_000_000);

@@ -194,6 +194,8 @@ pub struct Cluster {
     /// Whether clients go on asking.
     pub asking: bool,
     without: Without,
+    /// Until when whoever begins to lead is struck at once.
+    hunted_until_us: u64,
     /// Whether nothing goes wrong at the moment.
     pub is_calm: bool,
     /// When a member last answered somebody who renewed a lease, perhaps long after the question.
@@ -262,6 +264,7 @@ impl Cluster {
             asking: true,
             is_calm: false,
             without,
+            hunted_until_us: 0,
             settings,
         }
     }
@@ -310,6 +313,8 @@ impl Cluster {
                 Event::Trouble => troubles(self, Trouble::Time),
                 Event::Over(number) => troubles(self, Trouble::Over(number)),
                 Event::Operator => self.operate()?,
+                Event::HandOver => self.move_leader()?,
+                Event::Hunted(seat) => self.strike_leader(seat),
                 Event::Restart(seat) => self.start(seat)?,
             }
         }

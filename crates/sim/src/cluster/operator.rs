@@ -232,9 +232,23 @@ impl Cluster {
         self.order(|api, reply| api.change_membership(change, reply))
     }
 
+    /// Has the leader hand over to any other member.
+    pub(super) fn move_leader(&mut self) -> Result<(), Violation> {
+        let leads = |seat: &Seat| seat.running.as_ref().is_some_and(|running| running.api.leader() == seat.id);
+        let Some(at) = self.seats.iter().position(leads) else { return Ok(()) };
+        let ids: Vec<u64> = self.ledger.membership.members().keys().copied().collect();
+        let Some(to) = self.random.pick(&ids).copied() else { return Ok(()) };
+        self.say(format_args!("m{at} is to hand over to {to:x}"));
+        self.order_of(at, |api, reply| api.move_leader(to, reply))
+    }
+
     /// Orders something of any member.
     fn order(&mut self, ask: impl FnOnce(&dyn Member, Reply)) -> Result<(), Violation> {
         let at = self.any_machine();
+        self.order_of(at, ask)
+    }
+
+    fn order_of(&mut self, at: usize, ask: impl FnOnce(&dyn Member, Reply)) -> Result<(), Violation> {
         let is_frozen = self.seats[at].frozen_until_us > self.now_us;
         let Some(running) = self.seats[at].running.as_mut().filter(|_| !is_frozen) else { return Ok(()) };
         let reply = Reply::new(Arc::clone(&running.mailbox), running.next_ticket);
