@@ -80,7 +80,6 @@ mutants! {
     ReadsUnconfirmed: "a leader answers reads without asking whether it still is one",
     ReadsUnasked: "linearizable reads are served like serializable ones",
     ReadsBeforeApply: "a read does not wait until its read index is applied",
-    ContextsRepeat: "the contexts of read indexes begin anew with each start",
     SoleVoterTooSoon: "a member without peers answers reads before it has applied its log",
     // Watches.
     FilterIgnored: "watchers are shown what they did not ask for",

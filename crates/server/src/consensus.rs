@@ -170,7 +170,7 @@ impl Consensus {
             asked: BTreeMap::new(),
             behind: BTreeMap::new(),
             // Contexts must be unique among members and restarts: raft-rs drops a repeated one silently.
-            next_context: if mutant::on(mutant::ContextsRepeat) { 0 } else { seed },
+            next_context: seed,
             lazy_hard_state: None,
             alone_from: None,
             applied: 0,

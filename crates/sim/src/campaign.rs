@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::cluster::Tally;
 use crate::ledger::Violation;
@@ -26,6 +27,7 @@ struct Progress {
 /// Runs all seeds. Whether all promises were kept.
 pub fn run(options: &Options) -> bool {
     let begun = Instant::now();
+    let cpu_begun = cpu_seconds(ClockId::ProcessCPUTime);
     let next = AtomicU64::new(options.seeds.start);
     let progress =
         Mutex::new(Progress { lives: 0, failures: Vec::new(), simulated_us: 0, asked: 0, shown: Instant::now() });
@@ -64,15 +66,25 @@ pub fn run(options: &Options) -> bool {
     let progress = progress.into_inner();
     let took = begun.elapsed().as_secs_f64();
     let simulated = progress.simulated_us as f64 / 1e6;
+    // The processor's time and not the clock's: the machine may have other things to do.
+    let cpu = cpu_seconds(ClockId::ProcessCPUTime) - cpu_begun;
     println!(
-        "{} seeds, {:.1} h simulated in {took:.1} s with {jobs} threads: {:.0} times real time per thread; {} requests; {} failed",
+        "{} seeds, {:.1} h simulated in {took:.1} s, {cpu:.1} s of CPU: {:.0} times real time per core; {} requests, {:.1} per \
+         simulated second; {} failed",
         progress.lives,
         simulated / 3600.0,
-        simulated / took / jobs as f64,
+        simulated / cpu,
         progress.asked,
+        progress.asked as f64 / simulated,
         progress.failures.len()
     );
     progress.failures.is_empty()
+}
+
+/// CPU time so far, in seconds: of the process or of the thread.
+pub fn cpu_seconds(clock: ClockId) -> f64 {
+    let time = clock_gettime(clock);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 /// Lives a seed. An assertion of the members' that does not hold is a broken promise like any other.

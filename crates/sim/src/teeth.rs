@@ -5,9 +5,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mutant::Mutant;
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::ClockId;
 
-use crate::campaign::survive;
+use crate::campaign::{cpu_seconds, survive};
 use crate::options::Options;
 
 /// How much of a complaint is shown.
@@ -64,12 +64,12 @@ pub fn run(options: &Options, mutants: &[Mutant]) -> bool {
 fn hunt(options: &Options, mutant: Mutant) -> Found {
     let mut found = Found { mutant, caught: None, lives: 0, cpu_seconds: 0.0 };
     for seed in options.seeds.clone() {
-        let begun = cpu_seconds();
+        let begun = cpu_seconds(ClockId::ThreadCPUTime);
         make(Some(mutant));
         let verdict = survive(options, seed);
         make(None);
         found.lives += 1;
-        found.cpu_seconds += cpu_seconds() - begun;
+        found.cpu_seconds += cpu_seconds(ClockId::ThreadCPUTime) - begun;
         if let Some(violation) = verdict.violation {
             // What goes wrong without the bug is no find.
             match survive(options, seed).violation {
@@ -89,12 +89,6 @@ use mutant::make;
 
 #[cfg(not(feature = "mutants"))]
 fn make(_: Option<Mutant>) {}
-
-/// CPU time of this thread so far, in seconds.
-fn cpu_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-}
 
 /// A row of the table.
 fn line(found: &Found) -> String {
