@@ -205,11 +205,14 @@ impl Tree {
     }
 
     /// Somebody who has waited since an index for what happens at a path, and below it too if `recursive`, is told of this as
-    /// the first. Gives its index.
-    pub fn waited(&self, path: &str, recursive: bool, since: u64, told: &Value) -> Result<u64, Violation> {
+    /// the first. Gives its index. `start` was the newest index of its member when it began to wait there.
+    pub fn waited(&self, path: &str, recursive: bool, since: u64, start: u64, told: &Value) -> Result<u64, Violation> {
         for change in self.changes.iter().filter(|change| change.index >= since) {
             let (alive, past) = change.concerns(path, recursive);
             if (alive || past) && change.body == *told {
+                if change.index > start && !alive && is_below(&change.key, path) {
+                    return violation!("who waits at {path} was told of what is hidden from it: {told}");
+                }
                 return Ok(change.index);
             }
             if alive && past {
@@ -447,11 +450,15 @@ mod tests {
     fn who_waits_must_be_told_the_first_that_concerns_it() {
         let tree = tree();
         let told = |path: &str| json!({"action": "set", "node": {"key": path, "value": "v", "modifiedIndex": 2, "createdIndex": 2}});
-        assert_eq!(tree.waited("/1/d", true, 1, &told("/d/x")).unwrap(), 2);
-        assert!(tree.waited("/1", true, 1, &told("/d/x")).is_err(), "what happened to a comes first");
-        assert!(tree.waited("/1/d", false, 1, &told("/d/x")).is_err(), "it did not ask for what is below");
-        assert!(tree.waited("/1/d", true, 3, &told("/d/x")).is_err(), "it has been told that already");
-        assert!(tree.waited("/1/d", true, 1, &told("/d/z")).is_err(), "it never happened");
+        assert_eq!(tree.waited("/1/d", true, 1, 0, &told("/d/x")).unwrap(), 2);
+        assert!(tree.waited("/1", true, 1, 0, &told("/d/x")).is_err(), "what happened to a comes first");
+        assert!(tree.waited("/1/d", false, 1, 0, &told("/d/x")).is_err(), "it did not ask for what is below");
+        assert!(tree.waited("/1/d", true, 3, 0, &told("/d/x")).is_err(), "it has been told that already");
+        assert!(tree.waited("/1/d", true, 1, 0, &told("/d/z")).is_err(), "it never happened");
+        let hidden =
+            json!({"action": "set", "node": {"key": "/d/_y", "value": "v", "modifiedIndex": 3, "createdIndex": 3}});
+        assert_eq!(tree.waited("/1/d", true, 3, 3, &hidden).unwrap(), 3, "the past shows it");
+        assert!(tree.waited("/1/d", true, 3, 2, &hidden).is_err(), "it is hidden from who waits");
         assert!(tree.concerns("/1/d", true, 2) && !tree.concerns("/1/d", true, 3), "the hidden one is hidden");
     }
 

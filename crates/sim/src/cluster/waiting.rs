@@ -36,6 +36,8 @@ pub(super) struct Wait {
 pub struct Told {
     /// Since when its member has looked.
     since: u64,
+    /// The member's newest index when it began to wait there.
+    start: u64,
     /// What has happened; `None`: too much, the member does not remember all of it.
     line: Option<Vec<u8>>,
 }
@@ -78,7 +80,7 @@ impl Cluster {
             }
             Err(error) if error.code == Code::EventIndexCleared && self.ledger.v2.is_cleared(waiter.since) => {
                 let way = self.random.around(200);
-                self.later(way, Event::Waited(client, request, Told { since: waiter.since, line: None }));
+                self.later(way, Event::Waited(client, request, Told { since: waiter.since, start: 0, line: None }));
             }
             Err(error) => return violation!("{waiter:?} was refused: {error}"),
         }
@@ -94,7 +96,7 @@ impl Cluster {
             Poll::Pending => self.waiters[wait.client].request == wait.request,
             Poll::Ready(event) => {
                 let line = event.map(|event| event.line().to_vec());
-                told.push((wait.client, wait.request, Told { since: wait.since, line }));
+                told.push((wait.client, wait.request, Told { since: wait.since, start: wait.watch.start_index, line }));
                 false
             }
         });
@@ -116,7 +118,9 @@ impl Cluster {
         self.trace.say(self.now_us, format_args!("waiter {client} since {}: {:?}", told.since, told.line.is_some()));
         self.tally.watched += 1;
         waiter.since = match told.line {
-            Some(line) => 1 + self.ledger.v2.waited(&waiter.path, waiter.recursive, told.since, &parsed(&line))?,
+            Some(line) => {
+                1 + self.ledger.v2.waited(&waiter.path, waiter.recursive, told.since, told.start, &parsed(&line))?
+            }
             None if self.ledger.v2.is_cleared(told.since) => 0,
             None => return violation!("{waiter:?}: the member remembers too little"),
         };
