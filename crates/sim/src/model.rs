@@ -294,16 +294,15 @@ impl Model {
         if cuts_first && !is_filtered {
             pairs.truncate(limit.saturating_add(1));
         }
-        match target {
-            SortTarget::Key => {}
-            SortTarget::Version => pairs.sort_by_key(|pair| pair.version),
-            SortTarget::Create => pairs.sort_by_key(|pair| pair.create_revision),
-            SortTarget::Mod => pairs.sort_by_key(|pair| pair.mod_revision),
-            SortTarget::Value => pairs.sort_by(|a, b| a.value.cmp(&b.value)),
-        }
-        if order == SortOrder::Descend {
-            pairs.reverse();
-        }
+        let compare = |a: &KeyValue, b: &KeyValue| match target {
+            SortTarget::Key => a.key.cmp(&b.key),
+            SortTarget::Version => a.version.cmp(&b.version),
+            SortTarget::Create => a.create_revision.cmp(&b.create_revision),
+            SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
+            SortTarget::Value => a.value.cmp(&b.value),
+        };
+        // What is equal stays in the order of keys, either way.
+        pairs.sort_by(|a, b| if order == SortOrder::Descend { compare(b, a) } else { compare(a, b) });
         let more = pairs.len() > limit;
         pairs.truncate(limit);
         if request.keys_only {
