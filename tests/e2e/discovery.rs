@@ -19,7 +19,7 @@ fn seeker(binary: &Binary, name: &str, service: &Server, token: &str) -> Server 
     let seat = Seat { name: name.into(), client, peer, namespace: None, initial_cluster: String::new() };
     let discovery = format!("--discovery={}/v2/keys/{token}", service.client_url());
     let flags = [discovery.as_str(), "--discovery-fallback=exit", "--enable-v2=true"].map(Into::into).to_vec();
-    Server::spawned(binary, Options { flags, data_dir: None, seat: Some(seat) }).expect("it can be started")
+    Server::spawned(binary, Options { flags, seat: Some(seat), ..Options::default() }).expect("it can be started")
 }
 
 async fn must_form(service: &Server, token: &str, binaries: [&Binary; 3]) {

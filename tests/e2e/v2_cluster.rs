@@ -215,7 +215,7 @@ async fn a_real_etcds_tree_is_taken_over() {
     // A snapshot in the middle, so that some of the tree comes from there and some from the log.
     let flags = ["--enable-v2=true", "--snapshot-count=100"].map(Into::into).to_vec();
     let home = tempfile::tempdir().expect("a directory");
-    let options = Options { flags, data_dir: Some(home.path().join("data")), seat: None };
+    let options = Options { flags, data_dir: Some(home.path().join("data")), ..Options::default() };
     let mut before = Server::start(&real, options.clone()).expect("the real one starts");
     let mut http = Http::new(before.client_addr());
     for n in 0..250 {

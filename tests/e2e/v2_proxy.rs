@@ -22,7 +22,7 @@ fn proxy(binary: &Binary, flags: &[&str], member: &Server, data_dir: Option<&Pat
     let initial_cluster = format!("{}={}", member.name(), member.peer_url());
     let seat = Seat { name: "proxy".into(), client, peer, namespace: None, initial_cluster };
     let flags = flags.iter().map(Into::into).collect();
-    let options = Options { flags, data_dir: data_dir.map(Into::into), seat: Some(seat) };
+    let options = Options { flags, data_dir: data_dir.map(Into::into), seat: Some(seat), ..Options::default() };
     Server::spawned(binary, options).expect("it can be started")
 }
 
@@ -142,7 +142,7 @@ async fn who_comes_too_late_to_found_a_cluster_may_be_its_proxy() {
         let [client, peer] = free_addresses().expect("free ports");
         let seat = Seat { name: name.into(), client, peer, namespace: None, initial_cluster: String::new() };
         let flags = [discovery.as_str(), "--discovery-fallback=proxy", "--enable-v2=true"].map(Into::into).to_vec();
-        Server::spawned(&ours(), Options { flags, data_dir: None, seat: Some(seat) }).expect("it can be started")
+        Server::spawned(&ours(), Options { flags, seat: Some(seat), ..Options::default() }).expect("it can be started")
     };
     let mut founder = seek("first");
     founder.wait_ready().expect("it serves");

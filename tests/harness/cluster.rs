@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use proto::etcdserverpb::{
     HashKvRequest, HashKvResponse, Member, MemberAddRequest, MemberListRequest, MoveLeaderRequest, RangeRequest,
     StatusRequest, StatusResponse,
 };
+use tls::Connector;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status};
 
@@ -88,13 +90,15 @@ pub struct Setup {
     pub token: String,
     /// Put every data directory on a disk that can be made to hang.
     pub stalling_disks: bool,
+    /// How to connect to its members in TLS, if they speak it, with clients and each other.
+    pub tls: Option<Arc<Connector>>,
 }
 
 impl Setup {
     /// These programs on 127.0.0.1, without further flags.
     pub fn new(binaries: Vec<Binary>) -> Setup {
         let token = "keelson-test".to_owned();
-        Setup { binaries, flags: Vec::new(), place: Place::Loopback, token, stalling_disks: false }
+        Setup { binaries, flags: Vec::new(), place: Place::Loopback, token, stalling_disks: false, tls: None }
     }
 }
 
@@ -128,12 +132,13 @@ impl Cluster {
         }
         let mut cluster = Cluster { servers: Vec::new(), setup, disks: Vec::new(), network };
         let mut seats = (0..count).map(|member| cluster.seat(member)).collect::<Result<Vec<Seat>, ClusterError>>()?;
-        let names: Vec<String> = seats.iter().map(|seat| format!("{}=http://{}", seat.name, seat.peer)).collect();
+        let scheme = if cluster.setup.tls.is_some() { "https" } else { "http" };
+        let names: Vec<String> = seats.iter().map(|seat| format!("{}={scheme}://{}", seat.name, seat.peer)).collect();
         for seat in &mut seats {
             seat.initial_cluster = names.join(",");
         }
         for (member, seat) in seats.into_iter().enumerate() {
-            let mut options = Options { flags: cluster.setup.flags.clone(), data_dir: None, seat: Some(seat) };
+            let mut options = cluster.options(cluster.setup.flags.clone(), seat);
             options.flags.push("--initial-cluster-token".into());
             options.flags.push(cluster.setup.token.clone().into());
             if cluster.setup.stalling_disks {
@@ -144,6 +149,11 @@ impl Cluster {
             cluster.servers.push(Server::spawned(&cluster.setup.binaries[member], options)?);
         }
         Ok(cluster)
+    }
+
+    fn options(&self, flags: Vec<OsString>, seat: Seat) -> Options {
+        let tls = self.setup.tls.clone();
+        Options { flags, data_dir: None, peers_in_tls: tls.is_some(), tls, seat: Some(seat) }
     }
 
     /// Waits until every member that was started serves.
@@ -297,7 +307,7 @@ impl Cluster {
         seat.initial_cluster = added.members.iter().map(named).collect::<Vec<_>>().join(",");
         let mut flags = self.setup.flags.clone();
         flags.extend(["--initial-cluster-state".into(), "existing".into()]);
-        let options = Options { flags, data_dir: None, seat: Some(seat) };
+        let options = self.options(flags, seat);
         self.servers.push(Server::spawned(binary, options)?);
         Ok(self.len() - 1)
     }

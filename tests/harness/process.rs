@@ -2,14 +2,16 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use tls::Connector;
 
 use super::Binary;
 
@@ -64,6 +66,10 @@ pub struct Options {
     pub flags: Vec<OsString>,
     /// The data directory; a fresh one inside the server's own temporary directory if `None`.
     pub data_dir: Option<PathBuf>,
+    /// How to connect to it in TLS: then it listens in TLS for clients, and for members if [`Options::peers_in_tls`].
+    pub tls: Option<Arc<Connector>>,
+    /// Members speak TLS with each other.
+    pub peers_in_tls: bool,
     /// Its place in a cluster; the only member of its own, on free ports of 127.0.0.1, if `None`.
     pub seat: Option<Seat>,
 }
@@ -85,9 +91,9 @@ pub struct Seat {
 
 impl Seat {
     /// The only member of a cluster on two free ports.
-    fn alone() -> std::io::Result<Seat> {
+    fn alone(peers_in_tls: bool) -> std::io::Result<Seat> {
         let [client, peer] = free_addresses()?;
-        let initial_cluster = format!("default=http://{peer}");
+        let initial_cluster = format!("default={}://{peer}", scheme(peers_in_tls));
         Ok(Seat { name: "default".into(), client, peer, namespace: None, initial_cluster })
     }
 
@@ -100,6 +106,10 @@ impl Seat {
     }
 }
 
+fn scheme(is_in_tls: bool) -> &'static str {
+    if is_in_tls { "https" } else { "http" }
+}
+
 /// A server process. Dropping it kills and reaps the process and removes its files.
 #[derive(Debug)]
 pub struct Server {
@@ -108,6 +118,8 @@ pub struct Server {
     seat: Seat,
     data_dir: PathBuf,
     flags: Vec<OsString>,
+    tls: Option<Arc<Connector>>,
+    peers_in_tls: bool,
     home: TempDir,
 }
 
@@ -126,13 +138,15 @@ impl Server {
             action: "make a temporary directory",
             source,
         })?;
-        let seat = options.seat.map_or_else(Seat::alone, Ok).map_err(|source| ProcessError::Io {
+        let (tls, peers_in_tls) = (options.tls, options.peers_in_tls);
+        let seat = options.seat.map_or_else(|| Seat::alone(peers_in_tls), Ok).map_err(|source| ProcessError::Io {
             binary: binary.name.clone(),
             action: "find free ports",
             source,
         })?;
         let data_dir = options.data_dir.unwrap_or_else(|| home.path().join("data"));
-        let mut server = Server { binary: binary.clone(), child: None, seat, data_dir, flags: options.flags, home };
+        let flags = options.flags;
+        let mut server = Server { binary: binary.clone(), child: None, seat, data_dir, flags, tls, peers_in_tls, home };
         server.spawn()?;
         Ok(server)
     }
@@ -147,7 +161,8 @@ impl Server {
         let log = log.map_err(|source| self.io("open its log", source))?;
         let errors = log.try_clone().map_err(|source| self.io("open its log", source))?;
         let seat = &self.seat;
-        let url = |address: SocketAddr| format!("http://{address}");
+        let url = |address: SocketAddr| format!("{}://{address}", scheme(self.tls.is_some()));
+        let peer_url = |address: SocketAddr| format!("{}://{address}", scheme(self.peers_in_tls));
         let mut command = match &seat.namespace {
             None => Command::new(&self.binary.path),
             Some(namespace) => {
@@ -159,8 +174,8 @@ impl Server {
         command.args(["--name", &seat.name, "--logger", "zap", "--data-dir"]).arg(&self.data_dir);
         command.args(["--listen-client-urls", &url(seat.listening(seat.client))]);
         command.args(["--advertise-client-urls", &url(seat.client)]);
-        command.args(["--listen-peer-urls", &url(seat.listening(seat.peer))]);
-        command.args(["--initial-advertise-peer-urls", &url(seat.peer)]);
+        command.args(["--listen-peer-urls", &peer_url(seat.listening(seat.peer))]);
+        command.args(["--initial-advertise-peer-urls", &peer_url(seat.peer)]);
         if !seat.initial_cluster.is_empty() {
             command.args(["--initial-cluster", &seat.initial_cluster]);
         }
@@ -193,7 +208,18 @@ impl Server {
 
     /// Whether `/health` says so now.
     pub fn is_healthy(&self) -> bool {
-        http_get(self.client_addr(), "/health").is_ok_and(|answer| answer.contains(r#""health":"true""#))
+        self.get("/health").is_ok_and(|answer| answer.contains(r#""health":"true""#))
+    }
+
+    /// One GET at its client port; see [`http_get`].
+    pub fn get(&self, path: &str) -> std::io::Result<String> {
+        match &self.tls {
+            None => http_get(self.client_addr(), path),
+            Some(tls) => {
+                let socket = connect_for_http(self.client_addr())?;
+                exchange(tls.connect_blocking(socket, "127.0.0.1")?, self.client_addr(), path)
+            }
+        }
     }
 
     /// The exit status if the process has ended, without waiting.
@@ -281,7 +307,7 @@ impl Server {
 
     /// Where members connect.
     pub fn peer_url(&self) -> String {
-        format!("http://{}", self.seat.peer)
+        format!("{}://{}", scheme(self.peers_in_tls), self.seat.peer)
     }
 
     /// What the cluster calls it.
@@ -291,7 +317,7 @@ impl Server {
 
     /// The same as a URL.
     pub fn client_url(&self) -> String {
-        format!("http://{}", self.client_addr())
+        format!("{}://{}", scheme(self.tls.is_some()), self.client_addr())
     }
 
     /// Where the data is.
@@ -316,7 +342,7 @@ impl Server {
 
     /// The server's version as `/version` gives it, for instance `3.5.1`.
     pub fn version(&self) -> Option<String> {
-        let answer = http_get(self.client_addr(), "/version").ok()?;
+        let answer = self.get("/version").ok()?;
         let body = answer.split("\r\n\r\n").nth(1)?;
         let value: serde_json::Value = serde_json::from_str(body.trim()).ok()?;
         Some(value.get("etcdserver")?.as_str()?.to_owned())
@@ -355,9 +381,18 @@ impl Drop for Server {
 /// One GET without a client library, so that a broken server cannot confuse it: the whole answer as text, at most 1 MiB.
 /// It is of HTTP/1.0, which has no chunks that could cut a line in two.
 pub fn http_get(server: SocketAddr, path: &str) -> std::io::Result<String> {
-    let mut socket = TcpStream::connect_timeout(&server, Duration::from_secs(2))?;
+    exchange(connect_for_http(server)?, server, path)
+}
+
+fn connect_for_http(server: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpStream::connect_timeout(&server, Duration::from_secs(2))?;
     socket.set_read_timeout(Some(Duration::from_secs(8)))?;
+    Ok(socket)
+}
+
+fn exchange(mut socket: impl Read + Write, server: SocketAddr, path: &str) -> std::io::Result<String> {
     write!(socket, "GET {path} HTTP/1.0\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
+    socket.flush()?;
     let mut answer = Vec::new();
     socket.take(1 << 20).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())

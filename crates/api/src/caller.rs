@@ -12,6 +12,8 @@ pub struct Client {
     /// The subject's common name in the client certificate, if one was presented and verified against the trusted CA, and
     /// `--client-cert-auth` says that this is how clients show who they are.
     pub common_name: Option<Arc<str>>,
+    /// The connection is in TLS.
+    pub is_secure: bool,
 }
 
 /// Who makes a call, as far as the call says: nothing of it has been checked.
@@ -68,7 +70,7 @@ mod tests {
     }
 
     fn alice() -> Client {
-        Client { common_name: Some("alice".into()) }
+        Client { common_name: Some("alice".into()), is_secure: true }
     }
 
     #[test]

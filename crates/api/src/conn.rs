@@ -40,17 +40,29 @@ const MOST_IN_WORK: usize = 4;
 /// Requests taken from a connection before they are begun; their answers leave in as few writes.
 const REQUESTS_AT_ONCE: usize = 64;
 
+/// What is answered on a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Serves {
+    /// Whatever a client may ask.
+    #[default]
+    Everything,
+    /// gRPC, where HTTP has an address of its own.
+    Grpc,
+    /// All but gRPC.
+    Http,
+}
+
 /// Serves a connection of `client` until it ends. TCP_NODELAY is the caller's business. Runs inside the worker's `LocalSet`.
-pub async fn serve_connection<I>(mut io: I, worker: Rc<Worker>, client: Client)
+pub async fn serve_connection<I>(mut io: I, worker: Rc<Worker>, client: Client, serves: Serves)
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let Ok(Ok((greeting, is_http2))) = timeout(greeting_timeout(&worker), read_greeting(&mut io)).await else { return };
     // How a connection ends is the client's business and no news. In boxes, so that neither kind needs the other's room.
     if is_http2 {
-        let _ = Box::pin(serve_http2(Rewound { greeting, io }, &worker, client)).await;
-    } else {
-        let _ = Box::pin(http1::serve(io, greeting, &worker, Port::Client)).await;
+        let _ = Box::pin(serve_http2(Rewound { greeting, io }, &worker, client, serves)).await;
+    } else if serves != Serves::Grpc {
+        let _ = Box::pin(http1::serve(io, greeting, &worker, Port::of(&client))).await;
     }
 }
 
@@ -101,7 +113,7 @@ enum Event {
     Ended,
 }
 
-async fn serve_http2<I>(io: Rewound<I>, worker: &Rc<Worker>, client: Client) -> Result<(), h2::Error>
+async fn serve_http2<I>(io: Rewound<I>, worker: &Rc<Worker>, client: Client, serves: Serves) -> Result<(), h2::Error>
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -155,7 +167,7 @@ where
         match event {
             Event::Requests => {
                 for (request, respond) in requests.drain(..) {
-                    grpc::begin(worker, &client, &in_work, request, respond);
+                    grpc::begin(worker, &client, serves, &in_work, request, respond);
                 }
                 if Rc::strong_count(&in_work) > most_in_work {
                     connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
@@ -284,6 +296,8 @@ impl<I: AsyncWrite + Unpin> Cork<I> {
             }
             self.written += written;
         }
+        // Part of what TLS has taken may still wait for the socket.
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         self.written = 0;
         self.unsent.clear();
         self.unsent.shrink_to(KEPT_BUFFER_BYTES);

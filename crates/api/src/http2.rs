@@ -26,20 +26,26 @@ impl From<h2::Error> for Gone {
 }
 
 /// Answers a request.
-pub(crate) async fn serve(worker: Rc<Worker>, head: Parts, body: RecvStream, send: SendResponse<Bytes>) {
+pub(crate) async fn serve(worker: Rc<Worker>, port: Port, head: Parts, body: RecvStream, send: SendResponse<Bytes>) {
     // Nobody is left who would want to know.
-    let _ = answer(worker, head, body, send).await;
+    let _ = answer(worker, port, head, body, send).await;
 }
 
-async fn answer(worker: Rc<Worker>, head: Parts, body: RecvStream, mut send: SendResponse<Bytes>) -> Result<(), Gone> {
+async fn answer(
+    worker: Rc<Worker>,
+    port: Port,
+    head: Parts,
+    body: RecvStream,
+    mut send: SendResponse<Bytes>,
+) -> Result<(), Gone> {
     let is_head = head.method == Method::HEAD;
-    match ops::begin_gateway(&worker, Port::Client, &head) {
+    match ops::begin_gateway(&worker, port, &head) {
         Some(Ok(exchange)) => return run_exchange(&worker, &head, exchange, body, send).await,
         Some(Err(response)) => return whole(&mut send, response, is_head).await,
         None => {}
     }
     let payload = read_all(body).await?;
-    let answer = ops::serve(&worker, Port::Client, head, payload).await;
+    let answer = ops::serve(&worker, port, head, payload).await;
     let (head, body) = Response::<Body>::from(answer).into_parts();
     match body {
         Body::Whole(body) => whole(&mut send, Response::from_parts(head, body), is_head).await,

@@ -9,7 +9,7 @@
 //! let worker = Worker::new(shared);   // shared: Arc<Shared>, the same for all threads
 //! worker.start();
 //! // for each accepted connection (TCP_NODELAY set):
-//! spawn_local(serve_connection(stream, worker.clone(), Client::default()));
+//! spawn_local(serve_connection(stream, worker.clone(), Client::default(), Serves::Everything));
 //! ```
 //! A connection stays on the thread that accepted it. Answers come back from the apply thread through a [`Reply`], or
 //! many at once through an [`Outbox`].
@@ -33,7 +33,7 @@ pub mod worker;
 
 pub use auth::{AuthOptions, AuthOptionsError, Authenticator};
 pub use caller::{Caller, Client};
-pub use conn::{serve_connection, serve_metrics};
+pub use conn::{Serves, serve_connection, serve_metrics};
 pub use mailbox::{Outbox, Reply};
 pub use member::{
     Answer, Identity, Limits, LogLevel, Member, MemberChange, Outcome, PeerTraffic, SnapshotSource, Status, TimeToLive,

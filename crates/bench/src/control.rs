@@ -1,13 +1,12 @@
 //! Calls outside the measured load: set-up, compaction, listing, probes. They run over the `h2` crate with whole
 //! messages, and tell the server's own error text.
 
+use crate::place::Place;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::RecvStream;
 use h2::client::SendRequest;
 use http::HeaderMap;
 use prost::Message;
-use std::net::SocketAddr;
-use tokio::net::TcpStream;
 
 /// Large enough that no answer of a bench waits for a window.
 const WINDOW: u32 = 1 << 30;
@@ -20,7 +19,7 @@ const GRPC_PREFIX: usize = 5;
 pub enum CallError {
     /// Could not connect.
     #[error("cannot connect to {0}: {1}")]
-    Connect(SocketAddr, std::io::Error),
+    Connect(Place, std::io::Error),
     /// The connection or the stream broke.
     #[error("{path}: {source}")]
     Http2 {
@@ -58,9 +57,8 @@ pub struct Control {
 
 impl Control {
     /// Connects; does not wait for the server's first bytes.
-    pub async fn connect(address: SocketAddr) -> Result<Control, CallError> {
-        let socket = TcpStream::connect(address).await.map_err(|error| CallError::Connect(address, error))?;
-        socket.set_nodelay(true).map_err(|error| CallError::Connect(address, error))?;
+    pub async fn connect(place: Place) -> Result<Control, CallError> {
+        let socket = place.connect().await.map_err(|error| CallError::Connect(place, error))?;
         let handshake = h2::client::Builder::new()
             .initial_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
@@ -69,7 +67,7 @@ impl Control {
         let (requests, connection) = handshake.map_err(|source| http2("connect", source))?;
         // Ends when the last clone of `requests` is gone; its error reaches the calls.
         tokio::spawn(connection);
-        Ok(Control { requests, authority: address.to_string() })
+        Ok(Control { requests, authority: place.to_string() })
     }
 
     /// One request, one answer.

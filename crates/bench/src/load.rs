@@ -3,9 +3,9 @@
 use crate::control::Control;
 use crate::error::BenchError;
 use crate::histogram::Histogram;
+use crate::place::Place;
 use crate::process::Usage;
 use crate::wire::{Calls, Connection, Driver, Method, StreamId};
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -58,7 +58,7 @@ pub struct Outcome {
 
 /// Runs `clients` clients against `address`; `requests` makes what those of one connection ask, given their numbers.
 pub async fn run<R: Requests>(
-    address: SocketAddr,
+    address: Place,
     pid: Option<u32>,
     clients: usize,
     until: Until,
@@ -69,7 +69,7 @@ pub async fn run<R: Requests>(
 
 /// The same against several servers, each with its share of the clients; their CPU time is summed up.
 pub async fn run_on<R: Requests>(
-    addresses: &[SocketAddr],
+    addresses: &[Place],
     pids: &[u32],
     clients: usize,
     until: Until,
@@ -161,7 +161,7 @@ async fn join<R: Requests>(
 }
 
 /// Repeats the request that failed, to learn the server's words.
-async fn explain(address: SocketAddr, method: Method, message: &[u8]) -> String {
+async fn explain(address: Place, method: Method, message: &[u8]) -> String {
     let answer = async { Control::connect(address).await?.call_encoded(method.path(), message).await };
     match timeout(DRAIN, answer).await {
         Ok(Ok(_)) => "repeated, it is answered".to_owned(),

@@ -7,6 +7,7 @@ mod histogram;
 mod load;
 mod metric;
 mod options;
+mod place;
 mod process;
 mod protobuf;
 mod report;

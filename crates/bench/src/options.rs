@@ -1,8 +1,8 @@
 //! The command line.
 
+use crate::place::Place;
 use crate::process::ServerSpec;
 use crate::workload::Settings;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ Measures an etcd server, or compares several side by side.
 keelson-bench compare --server NAME=PATH --server NAME=PATH ... [options]
     Starts each server in turn on a fresh directory for every workload and round. The first one named is judged
     against the better of the others. PATH may be followed by flags for that server: 'a=/usr/bin/etcd --max-wals=2'.
+    With --auto-tls or --cert-file among them, clients and that server speak TLS; with --peer-auto-tls or
+    --peer-cert-file, members do.
     --rounds N          rounds of each workload (3)
     --large-rounds N    rounds of the workloads that fill 1,000,000 keys (1)
     --dir DIR           where fresh data directories are made (the system's temporary directory)
@@ -22,7 +24,7 @@ keelson-bench compare --server NAME=PATH --server NAME=PATH ... [options]
 keelson-bench cluster --server NAME=PATH --server NAME=PATH ... [options of compare]
     The same with three members of each server, on the workloads of clusters.
 
-keelson-bench run --endpoint HOST:PORT [--pid PID] [options]
+keelson-bench run --endpoint [https://]HOST:PORT [--pid PID] [options]
     Runs workloads once against a server that runs already; with its process ID also CPU and memory.
 
 keelson-bench list
@@ -84,7 +86,7 @@ pub struct Compare {
 #[derive(Debug)]
 pub struct Run {
     /// The server.
-    pub endpoint: SocketAddr,
+    pub endpoint: Place,
     /// Its process.
     pub pid: Option<u32>,
     /// Which workloads.
@@ -132,9 +134,13 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
             "--seconds" => compare.settings.measured = Duration::from_secs_f64(number(&flag, &value, 0.1, 600.0)?),
             "--scale" => compare.settings.scale = number(&flag, &value, 0.001, 10.0)?,
             "--endpoint" => {
+                let (is_secure, address) = match value.split_once("://") {
+                    Some((scheme, address)) => (scheme == "https", address),
+                    None => (false, value.as_str()),
+                };
                 let address =
-                    value.parse().map_err(|_| format!("--endpoint {value}: not an address like 127.0.0.1:2379"));
-                endpoint = Some(address?);
+                    address.parse().map_err(|_| format!("--endpoint {value}: not an address like 127.0.0.1:2379"));
+                endpoint = Some(Place { address: address?, is_secure });
             }
             "--pid" => pid = Some(number(&flag, &value, 1.0, f64::from(u32::MAX))? as u32),
             _ => return Err(format!("unknown option {flag}")),

@@ -2,6 +2,7 @@
 
 use crate::control::Control;
 use crate::error::BenchError;
+use crate::place::Place;
 use proto::etcdserverpb::{RangeRequest, RangeResponse};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
@@ -49,6 +50,23 @@ impl ServerSpec {
             }
             _ => Err(format!("`{text}` is not NAME=PATH")),
         }
+    }
+}
+
+impl ServerSpec {
+    fn scheme(&self, flags: [&str; 2]) -> &'static str {
+        let has = |flag: &&str| self.flags.iter().any(|word| word.split('=').next() == Some(flag));
+        if flags.iter().any(has) { "https" } else { "http" }
+    }
+
+    /// What its clients speak, going by its flags.
+    fn client_scheme(&self) -> &'static str {
+        self.scheme(["--auto-tls", "--cert-file"])
+    }
+
+    /// What its members speak.
+    fn peer_scheme(&self) -> &'static str {
+        self.scheme(["--peer-auto-tls", "--peer-cert-file"])
     }
 }
 
@@ -167,7 +185,8 @@ impl Server {
         let addresses = free_addresses(2 * count).map_err(file)?;
         let (clients, peers) = addresses.split_at(count);
         let name = |number: usize| format!("bench{number}");
-        let named = peers.iter().enumerate().map(|(number, peer)| format!("{}=http://{peer}", name(number)));
+        let named =
+            peers.iter().enumerate().map(|(number, peer)| format!("{}={}://{peer}", name(number), spec.peer_scheme()));
         let initial_cluster = named.collect::<Vec<_>>().join(",");
         let members = clients.iter().zip(peers).enumerate().map(|(number, (client, peer))| {
             let (name, initial_cluster) = (name(number), initial_cluster.clone());
@@ -193,7 +212,8 @@ impl Server {
         let log_path = self.log_path();
         let log = File::options().create(true).append(true).open(&log_path);
         let log = log.map_err(|source| BenchError::File { path: log_path.clone(), source })?;
-        let (client, peer) = (format!("http://{}", self.client), format!("http://{}", self.peer));
+        let client = format!("{}://{}", self.spec.client_scheme(), self.client);
+        let peer = format!("{}://{}", self.spec.peer_scheme(), self.peer);
         let child = Command::new(&self.spec.program)
             .args(["--name", &self.name, "--quota-backend-bytes", "8589934592"])
             .arg("--data-dir")
@@ -212,8 +232,8 @@ impl Server {
     }
 
     /// Where clients connect.
-    pub fn address(&self) -> SocketAddr {
-        self.client
+    pub fn address(&self) -> Place {
+        Place { address: self.client, is_secure: self.spec.client_scheme() == "https" }
     }
 
     /// Its process, if it runs.
@@ -305,7 +325,7 @@ impl Server {
             }
             while attempts.try_join_next().is_some() {}
             if attempts.len() < IN_FLIGHT {
-                let (address, answered) = (self.client, Rc::clone(&answered));
+                let (address, answered) = (self.address(), Rc::clone(&answered));
                 attempts.spawn_local(timeout(ATTEMPT, async move {
                     if linearizable_read(address).await.is_ok() {
                         answered.notify_one();
@@ -339,7 +359,7 @@ impl Drop for Server {
     }
 }
 
-async fn linearizable_read(address: SocketAddr) -> Result<(), BenchError> {
+async fn linearizable_read(address: Place) -> Result<(), BenchError> {
     let control = Control::connect(address).await?;
     let request = RangeRequest { key: "bench/ready".into(), ..Default::default() };
     let _answer: RangeResponse = control.call("/etcdserverpb.KV/Range", &request).await?;

@@ -6,13 +6,16 @@
 //! message before its stream ended has succeeded, because a failed unary gRPC call brings none. Whoever wants to know
 //! why a call failed repeats it over [`crate::control`].
 
+use crate::place::Place;
 use bytes::{Buf, BytesMut};
 use std::collections::{HashMap, VecDeque};
+use std::future::{Future as _, poll_fn};
 use std::io;
-use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, Interest};
-use tokio::net::TcpStream;
+use tls::Socket;
+use tokio::io::{AsyncReadExt, AsyncWrite as _, Interest};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEADER: usize = 9;
@@ -366,7 +369,7 @@ impl Calls {
 
 /// One HTTP/2 connection under load.
 pub struct Connection {
-    socket: TcpStream,
+    socket: tls::Stream,
     input: BytesMut,
     calls: Calls,
     unreported: usize,
@@ -375,11 +378,10 @@ pub struct Connection {
 
 impl Connection {
     /// Connects and exchanges settings.
-    pub async fn open(address: SocketAddr) -> Result<Connection, WireError> {
+    pub async fn open(place: Place) -> Result<Connection, WireError> {
         const PATIENCE: Duration = Duration::from_secs(10);
-        let socket = TcpStream::connect(address).await?;
-        socket.set_nodelay(true)?;
-        let mut calls = Calls::new(&address.to_string());
+        let socket = place.connect().await?;
+        let mut calls = Calls::new(&place.to_string());
         calls.output.extend_from_slice(PREFACE);
         frame_header(&mut calls.output, 12, SETTINGS, 0, 0);
         for (id, value) in [(2u16, 0u32), (4, LARGEST_WINDOW)] {
@@ -419,27 +421,65 @@ impl Connection {
 
     /// Writes what waits, then waits for bytes and handles them.
     async fn exchange<D: Driver>(&mut self, driver: &mut D) -> Result<(), WireError> {
+        if self.input.capacity() - self.input.len() < READ_BUFFER / 4 {
+            self.input.reserve(READ_BUFFER);
+        }
+        let came = match &self.socket {
+            tls::Stream::Plain(Socket::Tcp(_)) => self.pass_plain().await?,
+            _ => self.pass_secure().await?,
+        };
+        match came {
+            None => return Ok(()),
+            Some(0) => return Err(WireError::Closed { open: self.calls.open() }),
+            Some(_) => {}
+        }
+        self.handle(driver)
+    }
+
+    /// Writes what waits and reads; in TLS.
+    async fn pass_secure(&mut self) -> io::Result<Option<usize>> {
+        let Self { socket, calls, input, .. } = self;
+        poll_fn(|cx| {
+            let mut written = 0;
+            while written < calls.output.len() {
+                match Pin::new(&mut *socket).poll_write(cx, &calls.output[written..])? {
+                    Poll::Ready(count) => written += count,
+                    Poll::Pending => break,
+                }
+            }
+            calls.output.drain(..written);
+            if let Poll::Ready(flushed) = Pin::new(&mut *socket).poll_flush(cx) {
+                flushed?;
+            }
+            // Gives nothing up when it is dropped: what it has read is in `input`.
+            pin!(socket.read_buf(input)).poll(cx).map_ok(Some)
+        })
+        .await
+    }
+
+    /// Writes what waits, then waits for bytes; none if there was only room to write more.
+    async fn pass_plain(&mut self) -> io::Result<Option<usize>> {
+        let tls::Stream::Plain(Socket::Tcp(socket)) = &mut self.socket else { unreachable!("asked for before") };
         let mut written = 0;
         while written < self.calls.output.len() {
-            match self.socket.try_write(&self.calls.output[written..]) {
+            match socket.try_write(&self.calls.output[written..]) {
                 Ok(count) => written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
         self.calls.output.drain(..written);
         if !self.calls.output.is_empty() {
-            let ready = self.socket.ready(Interest::READABLE | Interest::WRITABLE).await?;
+            let ready = socket.ready(Interest::READABLE | Interest::WRITABLE).await?;
             if !ready.is_readable() {
-                return Ok(());
+                return Ok(None);
             }
         }
-        if self.input.capacity() - self.input.len() < READ_BUFFER / 4 {
-            self.input.reserve(READ_BUFFER);
-        }
-        if self.socket.read_buf(&mut self.input).await? == 0 {
-            return Err(WireError::Closed { open: self.calls.open() });
-        }
+        Ok(Some(socket.read_buf(&mut self.input).await?))
+    }
+
+    /// Handles whole frames.
+    fn handle<D: Driver>(&mut self, driver: &mut D) -> Result<(), WireError> {
         // Taken out, so that frames can be borrowed from it while the calls change.
         let mut input = std::mem::take(&mut self.input);
         let mut used = 0;
@@ -611,7 +651,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let server = tokio::spawn(echo(listener, window));
-        let mut connection = Connection::open(address).await.expect("the server answers");
+        let mut connection = Connection::open(address.into()).await.expect("the server answers");
         let message = vec![7; message_length];
         let mut driver = Repeat { left: calls - clients, message, answers: 0, refused: 0, longest: 0 };
         for client in 0..clients {
@@ -640,7 +680,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let server = tokio::spawn(echo(listener, 65_535));
-        let mut connection = Connection::open(address).await.expect("the server answers");
+        let mut connection = Connection::open(address.into()).await.expect("the server answers");
         let mut driver = Repeat { left: 0, message: vec![], answers: 0, refused: 0, longest: 0 };
         connection.calls().start(0, Method::Watch, b"x", true);
         connection.drive(&mut driver).await.expect("the call ends");

@@ -1,10 +1,11 @@
 //! Which endpoint a call goes to.
 
-use crate::{Config, Endpoint};
+use crate::{Config, Endpoint, Error, Tls};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tls::Connector;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
@@ -21,6 +22,7 @@ pub(crate) struct Pool {
     slots: Vec<Arc<Slot>>,
     turn: AtomicUsize,
     config: Arc<Config>,
+    connector: Option<Arc<Connector>>,
 }
 
 struct Slot {
@@ -66,8 +68,8 @@ impl Slot {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    async fn connect(&self, config: &Config) -> Result<Channel, String> {
-        match self.endpoint.connect(config).await {
+    async fn connect(&self, config: &Config, connector: Option<Arc<Connector>>) -> Result<Channel, String> {
+        match self.endpoint.connect(config, connector).await {
             Ok(channel) => {
                 self.set(State { channel: Some(channel.clone()), failed_at: None });
                 Ok(channel)
@@ -80,13 +82,29 @@ impl Slot {
     }
 }
 
+fn connector(tls: Option<&Tls>) -> Result<Connector, Error> {
+    let Tls { cacert, cert, key, insecure_skip_verify, server_name } = tls.cloned().unwrap_or_default();
+    let settings = tls::Settings {
+        trusted_ca_file: cacert,
+        cert_file: cert,
+        key_file: key,
+        insecure_skip_verify,
+        server_name,
+        ..tls::Settings::default()
+    };
+    Connector::new(&settings, &["h2"]).map_err(|error| Error::Tls(error.to_string()))
+}
+
 impl Pool {
-    pub fn new(config: Arc<Config>) -> Self {
+    pub fn new(config: Arc<Config>) -> Result<Self, Error> {
         let slot = |text: &String| Arc::new(Slot { endpoint: Endpoint::parse(text), state: Mutex::default() });
         let slots: Vec<_> = config.endpoints.iter().map(slot).collect();
+        // Files that are named have to be there, whether an endpoint needs them or not.
+        let is_needed = config.tls.is_some() || slots.iter().any(|slot| slot.endpoint.demands_tls());
+        let connector = if is_needed { Some(Arc::new(connector(config.tls.as_ref())?)) } else { None };
         // A fresh RandomState is the standard library's only source of randomness.
         let start = RandomState::new().build_hasher().finish() as usize % slots.len().max(1);
-        Pool { slots, turn: AtomicUsize::new(start), config }
+        Ok(Pool { slots, turn: AtomicUsize::new(start), config, connector })
     }
 
     /// A connection to whichever endpoint is next and answers, or why the last of them did not. Trouble is only told when
@@ -100,9 +118,9 @@ impl Pool {
                 if let Some(channel) = slot.channel() {
                     return Ok(Picked { channel, slot });
                 }
-                let config = self.config.clone();
+                let (config, connector) = (self.config.clone(), self.connector.clone());
                 attempts.spawn(async move {
-                    match slot.connect(&config).await {
+                    match slot.connect(&config, connector).await {
                         Ok(channel) => Ok(Picked { channel, slot }),
                         Err(reason) => Err((slot.endpoint.as_str().to_owned(), reason)),
                     }

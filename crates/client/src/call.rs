@@ -72,7 +72,7 @@ impl Client {
         }
         let token = config.token.as_deref().and_then(|token| token.parse().ok());
         let config = Arc::new(config);
-        let shared = Shared { pool: Pool::new(config.clone()), config, token: Mutex::new(token) };
+        let shared = Shared { pool: Pool::new(config.clone())?, config, token: Mutex::new(token) };
         Ok(Client { shared: Arc::new(shared), timeout: None })
     }
 

@@ -5,9 +5,10 @@ use hyper_util::rt::TokioIo;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tls::{Connector, Socket, Stream};
 use tokio::net::{TcpStream, UnixStream};
 use tonic::transport::{Channel, Uri};
 
@@ -21,6 +22,16 @@ const SHORTEST_DIAL: Duration = Duration::from_secs(1);
 pub struct Endpoint {
     text: String,
     way: Way,
+    security: Security,
+}
+
+/// Whether TLS is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Security {
+    Never,
+    /// If the client has been given anything for TLS.
+    Optional,
+    Always,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,20 +46,27 @@ enum Way {
 }
 
 impl Endpoint {
-    /// Takes `host:port`, `http://host:port[/path]` or `unix:[//]path`. Never fails: what makes no sense is an endpoint that
+    /// Takes `host:port`, `http[s]://host:port[/path]` or `unix[s]:[//]path`. Never fails: what makes no sense is an endpoint that
     /// cannot be reached, as it is for etcd's client.
     pub fn parse(text: &str) -> Self {
-        let way = match text.split_once("://") {
-            Some(("http", rest)) => tcp(rest),
-            Some(("https", _)) => Way::None("TLS is not supported yet"),
-            Some(("unix", path)) => Way::Unix(path.to_owned()),
-            Some(_) => Way::None("unknown scheme"),
-            None => match text.strip_prefix("unix:") {
-                Some(path) => Way::Unix(path.to_owned()),
-                None => tcp(text),
+        let (way, security) = match text.split_once("://") {
+            Some(("http", rest)) => (tcp(rest), Security::Never),
+            Some(("https", rest)) => (tcp(rest), Security::Always),
+            Some(("unix", path)) => (Way::Unix(path.to_owned()), Security::Optional),
+            Some(("unixs", path)) => (Way::Unix(path.to_owned()), Security::Always),
+            Some(_) => (Way::None("unknown scheme"), Security::Never),
+            None => match (text.strip_prefix("unix:"), text.strip_prefix("unixs:")) {
+                (Some(path), _) => (Way::Unix(path.to_owned()), Security::Optional),
+                (_, Some(path)) => (Way::Unix(path.to_owned()), Security::Always),
+                (None, None) => (tcp(text), Security::Optional),
             },
         };
-        Endpoint { text: text.to_owned(), way }
+        Endpoint { text: text.to_owned(), way, security }
+    }
+
+    /// Can it only be reached in TLS?
+    pub(crate) fn demands_tls(&self) -> bool {
+        self.security == Security::Always
     }
 
     /// The endpoint as it was typed.
@@ -57,7 +75,12 @@ impl Endpoint {
     }
 
     /// Connects. The error says what stood in the way, in Go's words where scripts might look.
-    pub(crate) async fn connect(&self, config: &Config) -> Result<Channel, String> {
+    pub(crate) async fn connect(&self, config: &Config, connector: Option<Arc<Connector>>) -> Result<Channel, String> {
+        let connector = connector.filter(|_| match self.security {
+            Security::Never => false,
+            Security::Optional => config.tls.is_some(),
+            Security::Always => true,
+        });
         let authority = match &self.way {
             Way::Tcp { host, port } if host.contains(':') => format!("http://[{host}]:{port}"),
             Way::Tcp { host, port } => format!("http://{host}:{port}"),
@@ -73,7 +96,7 @@ impl Endpoint {
             .initial_connection_window_size(8 << 20) // a large range or snapshot does not wait for window updates
             .initial_stream_window_size(4 << 20)
             .http2_max_header_list_size(16 << 10);
-        let dial = endpoint.connect_with_connector(Dial(self.way.clone()));
+        let dial = endpoint.connect_with_connector(Dial(self.way.clone(), connector));
         match tokio::time::timeout(dial_timeout, dial).await {
             Ok(Ok(channel)) => Ok(channel),
             Ok(Err(error)) => Err(root_cause(&error)),
@@ -114,10 +137,10 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// Makes the sockets of one endpoint, whatever the URI says: that one only fills in `:authority`.
 #[derive(Clone)]
-struct Dial(Way);
+struct Dial(Way, Option<Arc<Connector>>);
 
 impl tower_service::Service<Uri> for Dial {
-    type Response = TokioIo<Socket>;
+    type Response = TokioIo<Stream>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
 
@@ -126,24 +149,31 @@ impl tower_service::Service<Uri> for Dial {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let way = self.0.clone();
+        let Dial(way, connector) = self.clone();
         Box::pin(async move {
-            let socket = match &way {
+            let (socket, host) = match &way {
                 Way::Tcp { host, port } => {
                     let stream = TcpStream::connect((host.as_str(), *port))
                         .await
                         .map_err(|error| explained(&format!("dial tcp {host}:{port}: connect"), &error))?;
                     stream.set_nodelay(true)?;
-                    Socket::Tcp(stream)
+                    (Socket::Tcp(stream), host.as_str())
                 }
-                Way::Unix(path) => Socket::Unix(
-                    UnixStream::connect(path)
+                Way::Unix(path) => {
+                    let stream = UnixStream::connect(path)
                         .await
-                        .map_err(|error| explained(&format!("dial unix {path}: connect"), &error))?,
-                ),
+                        .map_err(|error| explained(&format!("dial unix {path}: connect"), &error))?;
+                    (Socket::Unix(stream), "localhost")
+                }
                 Way::None(reason) => return Err(io::Error::other(*reason)),
             };
-            Ok(TokioIo::new(socket))
+            let stream = match connector {
+                None => Stream::Plain(socket),
+                Some(connector) => connector.connect(socket, host).await.map_err(|error| {
+                    io::Error::new(error.kind(), format!("transport: authentication handshake failed: {error}"))
+                })?,
+            };
+            Ok(TokioIo::new(stream))
         })
     }
 }
@@ -159,60 +189,6 @@ fn explained(attempt: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{attempt}: {reason}"))
 }
 
-enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
-            Socket::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Socket::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
-            Socket::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, slices),
-            Socket::Unix(stream) => Pin::new(stream).poll_write_vectored(context, slices),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Tcp(stream) => Pin::new(stream).poll_flush(context),
-            Socket::Unix(stream) => Pin::new(stream).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A peer that is gone already has nothing left to be told.
-        let done = match self.get_mut() {
-            Socket::Tcp(stream) => ready!(Pin::new(stream).poll_shutdown(context)),
-            Socket::Unix(stream) => ready!(Pin::new(stream).poll_shutdown(context)),
-        };
-        Poll::Ready(done.or(Ok(())))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,7 +202,17 @@ mod tests {
         assert_eq!(Endpoint::parse("db").way, tcp("db", DEFAULT_PORT));
         assert_eq!(Endpoint::parse(":3").way, tcp("localhost", 3));
         assert_eq!(Endpoint::parse("unix:///run/etcd.sock").way, Way::Unix("/run/etcd.sock".into()));
+        assert_eq!(Endpoint::parse("https://db.example:4").way, tcp("db.example", 4));
+        assert_eq!(Endpoint::parse("unixs:/run/etcd.sock").way, Way::Unix("/run/etcd.sock".into()));
         assert!(matches!(Endpoint::parse("http://[bad").way, Way::None(_)));
         assert!(matches!(Endpoint::parse("host:port").way, Way::None(_)));
+    }
+
+    #[test]
+    fn an_endpoint_without_a_scheme_is_in_tls_if_the_client_is_given_any() {
+        assert_eq!(Endpoint::parse("db:1").security, Security::Optional);
+        assert_eq!(Endpoint::parse("unix:/sock").security, Security::Optional);
+        assert_eq!(Endpoint::parse("http://db:1").security, Security::Never);
+        assert!(Endpoint::parse("https://db:1").demands_tls() && Endpoint::parse("unixs:///sock").demands_tls());
     }
 }

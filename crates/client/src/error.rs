@@ -33,6 +33,9 @@ pub enum Error {
     /// The lease behind a lock or a candidacy is gone.
     #[error("session is expired")]
     SessionExpired,
+    /// The files for TLS cannot be used.
+    #[error("{0}")]
+    Tls(String),
     /// A peer URL that no member could have.
     #[error("{0}")]
     PeerUrl(String),

@@ -49,14 +49,32 @@ pub struct Credentials {
     pub password: String,
 }
 
+/// TLS towards the endpoints. Paths may be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Who may have signed the servers' certificates; the system's authorities if empty.
+    pub cacert: String,
+    /// The certificate that is shown to servers.
+    pub cert: String,
+    /// Its key.
+    pub key: String,
+    /// Take every certificate: whoever is on the way can read and change everything.
+    pub insecure_skip_verify: bool,
+    /// The name that servers' certificates must have, if not the one in the endpoint.
+    pub server_name: String,
+}
+
 /// Told when no endpoint can be reached: of each its name and the reason.
 pub type OnTrouble = Arc<dyn Fn(&str, &str) + Send + Sync>;
 
 /// How to reach a cluster.
 #[derive(Clone)]
 pub struct Config {
-    /// `host:port`, `http://host:port` or `unix://path`.
+    /// `host:port`, `http://host:port`, `https://host:port`, `unix://path` or `unixs://path`.
     pub endpoints: Vec<String>,
+    /// TLS. It is used where an endpoint says so (`https`, `unixs`), and, if there is anything here, where an endpoint names no
+    /// scheme, as in etcd's client.
+    pub tls: Option<Tls>,
     /// How long one attempt to connect may take.
     pub dial_timeout: Duration,
     /// After how much silence a connection is pinged.
@@ -83,6 +101,7 @@ impl Config {
     pub fn for_endpoints<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Self {
         Config {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
+            tls: None,
             dial_timeout: Duration::from_secs(2),
             keep_alive_time: Duration::from_secs(2),
             keep_alive_timeout: Duration::from_secs(6),

@@ -101,7 +101,7 @@ fn main() -> std::io::Result<()> {
     let start = |id, local: Arc<Counter>| {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let url = format!("http://{}", listener.local_addr()?);
-        let transport = Transport::start(Config::new(1, id, vec![url.clone()], "3.7.1"), vec![listener], local)?;
+        let transport = Transport::start(Config::new(1, id, vec![url.clone()], "3.7.1"), vec![listener.into()], local)?;
         std::io::Result::Ok((transport, url))
     };
     let (leader, follower) = (Arc::new(Counter::default()), Arc::new(Counter::default()));

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use crate::headers::CLUSTER_ID;
-use crate::io::{Wire, handshake};
+use crate::io::{Dialer, Wire, handshake};
 use crate::local::RemainingLease;
 use crate::url::PeerUrl;
 
@@ -154,16 +154,21 @@ pub fn blocking<T>(call: impl Future<Output = T>) -> io::Result<T> {
 }
 
 /// Calls other members. Every call opens a connection of its own: calls are rare.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Caller {
-    /// How long a call may take from beginning to end.
-    pub timeout: Duration,
+    timeout: Duration,
+    dialer: Dialer,
 }
 
 impl Caller {
-    /// A caller that gives each call so long.
+    /// A caller that gives each call so long, from beginning to end.
     pub fn new(timeout: Duration) -> Self {
-        Self { timeout }
+        Self { timeout, dialer: Dialer::default() }
+    }
+
+    /// The same, connecting this way.
+    pub fn through(self, dialer: &Dialer) -> Self {
+        Self { dialer: dialer.clone(), ..self }
     }
 
     /// Who is in the cluster that the member at `url` belongs to.
@@ -286,7 +291,9 @@ impl Caller {
         request: Request<Full<Bytes>>,
     ) -> Result<(http::response::Parts, Bytes), CallError> {
         let url = PeerUrl::parse(url).ok_or_else(|| CallError::Url(url.to_owned()))?;
-        timeout(self.timeout, exchange(&url, self.timeout, request)).await.map_err(|_| CallError::TimedOut)?
+        timeout(self.timeout, exchange(&self.dialer, &url, self.timeout, request))
+            .await
+            .map_err(|_| CallError::TimedOut)?
     }
 }
 
@@ -296,13 +303,14 @@ fn cluster_header(cluster_id: u64) -> Result<HeaderValue, CallError> {
 
 /// One request on a connection of its own.
 async fn exchange(
+    dialer: &Dialer,
     url: &PeerUrl,
     dial_timeout: Duration,
     mut request: Request<Full<Bytes>>,
 ) -> Result<(http::response::Parts, Bytes), CallError> {
     let broken = |error: hyper::Error| CallError::Http(error.to_string());
     request.headers_mut().insert(HOST, HeaderValue::try_from(&url.authority).map_err(malformed)?);
-    let wire = Wire::connect(url, dial_timeout).await?;
+    let wire = Wire::connect(dialer, url, dial_timeout).await?;
     let (mut sender, connection) = handshake(wire).await.map_err(broken)?;
     let call = async {
         let (head, body) = sender.send_request(request).await.map_err(broken)?.into_parts();

@@ -15,7 +15,7 @@ use crate::chunked::{ChunkDecoder, ChunkError};
 use crate::frame::{Decoder, FrameError};
 use crate::headers::{self, RAFT_TO};
 use crate::hub::{Hub, Peer, StreamKind, hex};
-use crate::io::{Wire, title_case};
+use crate::io::{Dialer, Wire, title_case};
 use crate::url::PeerUrl;
 
 /// At most one dial per stream in this time, as etcd does.
@@ -116,7 +116,10 @@ pub(crate) async fn run(hub: Rc<Hub>, peer: Rc<Peer>, kind: StreamKind) {
                     if matches!(error, DialError::Removed) {
                         hub.local.removed(peer.id);
                     }
-                    if std::mem::take(&mut was_lost) && error.is_cut() && nobody_listens(&peer, &error).await {
+                    if std::mem::take(&mut was_lost)
+                        && error.is_cut()
+                        && nobody_listens(&hub.config.dialer, &peer, &error).await
+                    {
                         tell_gone(&hub, &peer);
                     }
                 }
@@ -146,7 +149,7 @@ fn tell_gone(hub: &Hub, peer: &Peer) {
 }
 
 /// Is the connection refused at every address of the peer?
-async fn nobody_listens(peer: &Peer, first: &DialError) -> bool {
+async fn nobody_listens(dialer: &Dialer, peer: &Peer, first: &DialError) -> bool {
     let urls = peer.picker.all();
     let was_refused = matches!(first, DialError::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused);
     if was_refused && urls.len() == 1 {
@@ -156,7 +159,7 @@ async fn nobody_listens(peer: &Peer, first: &DialError) -> bool {
         sleep(pause).await;
         let mut refused = 0;
         for url in &urls {
-            match Wire::connect(url, GONE_CHECK_TIMEOUT).await {
+            match Wire::connect(dialer, url, GONE_CHECK_TIMEOUT).await {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => refused += 1,
                 _ => break,
             }
@@ -177,9 +180,10 @@ struct Stream {
 async fn dial(hub: &Hub, peer: &Peer, kind: StreamKind, url: &PeerUrl) -> Result<Stream, DialError> {
     let deadline = Instant::now() + hub.config.dial_timeout;
     let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, "dial timed out");
-    let mut wire = Wire::connect(url, hub.config.dial_timeout).await?;
+    let mut wire = Wire::connect(&hub.config.dialer, url, hub.config.dial_timeout).await?;
     let request = request(hub, peer, kind, url);
     timeout_at(deadline, wire.write_all(request.as_bytes())).await.map_err(timed_out)??;
+    timeout_at(deadline, wire.flush()).await.map_err(timed_out)??;
 
     let mut raw = BytesMut::with_capacity(READ_BYTES);
     let head = loop {

@@ -3,12 +3,14 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::HeaderName;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tls::{Connector, Socket, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
@@ -18,37 +20,58 @@ use crate::url::PeerUrl;
 /// How long a peer may take no byte of what is written to it before the connection is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection to or from a peer. TLS, when it comes, becomes a second kind of stream in here; nobody else knows what
-/// the bytes pass through.
+/// How to connect to members. Clones are handles of the same.
+#[derive(Clone, Debug, Default)]
+pub struct Dialer(Arc<OnceLock<Connector>>);
+
+impl Dialer {
+    /// Speaks TLS this way where a member's URL says `https`. The default dialer trusts the system's authorities and shows no
+    /// certificate.
+    pub fn new(connector: Connector) -> Self {
+        Self(Arc::new(OnceLock::from(connector)))
+    }
+
+    fn connector(&self) -> io::Result<&Connector> {
+        if let Some(connector) = self.0.get() {
+            return Ok(connector);
+        }
+        // Made when it is needed, which for most members is never: it reads some hundred files.
+        let connector = Connector::new(&tls::Settings::default(), &[]).map_err(io::Error::other)?;
+        Ok(self.0.get_or_init(|| connector))
+    }
+}
+
+/// A connection to or from a peer. Nobody else knows what the bytes pass through.
 pub(crate) struct Wire {
-    stream: TcpStream,
+    stream: Stream,
     write_timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl Wire {
     /// Wraps an accepted connection.
-    pub(crate) fn accepted(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        Ok(Self { stream, write_timeout: WRITE_TIMEOUT, stalled: None })
+    pub(crate) fn accepted(stream: Stream) -> Self {
+        Self { stream, write_timeout: WRITE_TIMEOUT, stalled: None }
     }
 
     /// Opens a connection.
     ///
     /// # Errors
-    /// `ConnectionRefused` when nobody listens there, `TimedOut` after `limit`, and what else sockets have to offer.
-    pub(crate) async fn connect(url: &PeerUrl, limit: Duration) -> io::Result<Self> {
-        if url.tls {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "TLS between members is not supported"));
-        }
-        let stream = timeout(limit, TcpStream::connect((url.host.as_str(), url.port)))
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "dial timed out"))??;
+    /// `ConnectionRefused` when nobody listens there, `TimedOut` after `limit`, and what else sockets and TLS have to offer.
+    pub(crate) async fn connect(dialer: &Dialer, url: &PeerUrl, limit: Duration) -> io::Result<Self> {
+        let dial = Self::dial(dialer, url);
+        timeout(limit, dial).await.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "dial timed out"))?
+    }
+
+    async fn dial(dialer: &Dialer, url: &PeerUrl) -> io::Result<Self> {
+        let stream = TcpStream::connect((url.host.as_str(), url.port)).await?;
         // Dialling a free local port can connect to itself, which would pass for a peer that listens.
         if stream.local_addr()? == stream.peer_addr()? {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         stream.set_nodelay(true)?;
+        let stream =
+            if url.tls { dialer.connector()?.connect(Socket::Tcp(stream), &url.host).await? } else { stream.into() };
         Ok(Self { stream, write_timeout: WRITE_TIMEOUT, stalled: None })
     }
 

@@ -41,5 +41,6 @@ mod url;
 
 pub use appends::{AppendLatency, AppendRate};
 pub use calls::{CallError, Caller, HashKv, Member, Members, Version, blocking};
+pub use io::Dialer;
 pub use local::{BoxFuture, HashError, LeaseError, Local, PromoteError, RemainingLease, StepError};
-pub use transport::{Config, PeerStatus, Transport};
+pub use transport::{Config, Listener, PeerStatus, Transport};

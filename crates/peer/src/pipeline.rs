@@ -130,7 +130,7 @@ async fn deliver(hub: &Hub, peer: &Peer, kept: &mut Kept, body: Bytes) -> Result
     }
     *kept = None;
     let result = async {
-        let wire = Wire::connect(&url, hub.config.dial_timeout).await?;
+        let wire = Wire::connect(&hub.config.dialer, &url, hub.config.dial_timeout).await?;
         let (mut sender, connection) = handshake(wire).await?;
         tokio::task::spawn_local(async move {
             // How it ends is seen by whoever uses it.

@@ -69,7 +69,8 @@ async fn probe(
     let mut sender = match kept.take() {
         Some(sender) if !sender.is_closed() => sender,
         _ => {
-            let (sender, connection) = handshake(Wire::connect(&url, hub.config.dial_timeout).await?).await?;
+            let (sender, connection) =
+                handshake(Wire::connect(&hub.config.dialer, &url, hub.config.dial_timeout).await?).await?;
             tokio::task::spawn_local(async move {
                 // How it ends is seen by whoever uses it.
                 let _ = connection.await;

@@ -1,7 +1,9 @@
 //! The peer port: takes connections, finds out what is asked, checks who asks.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -17,7 +19,8 @@ use prost::Message as _;
 use proto::etcdserverpb as pb;
 use proto::leasepb::{LeaseInternalRequest, LeaseInternalResponse};
 use serde::Deserialize;
-use tokio::net::TcpListener;
+use tls::{Acceptor, Pending, Socket, Stream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
@@ -34,6 +37,8 @@ use crate::{probe, snapshot};
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most connections at once. A member needs about ten of each peer.
 const MAX_CONNECTIONS: usize = 1024;
+/// Most TLS handshakes at once.
+pub(crate) const MAX_HANDSHAKES: usize = 256;
 /// What a request other than a raft message may be long.
 const MAX_REQUEST_BYTES: u64 = 1 << 20;
 /// After accepting failed, as it does when there are too many open files.
@@ -71,24 +76,40 @@ impl Drop for OpenConnection {
     }
 }
 
+/// A listener, and TLS if it is spoken there.
+pub(crate) type Registered = (TcpListener, Option<Arc<Acceptor>>);
+
 /// Takes connections for as long as it is not aborted.
-pub(crate) async fn accept(hub: Rc<Hub>, listener: TcpListener, connections: Connections) {
+pub(crate) async fn accept(hub: Rc<Hub>, (listener, tls): Registered, handshakes: Pending, connections: Connections) {
     loop {
-        let wire = match listener.accept().await {
-            Ok((stream, _)) => Wire::accepted(stream),
+        let (stream, remote) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection from a peer");
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        // A connection beyond the limit, or one that is broken already, is closed again.
-        if let (Ok(wire), Some(open)) = (wire, connections.open()) {
-            let hub = hub.clone();
-            tokio::task::spawn_local(async move {
-                let _open = open;
-                serve_connection(hub, wire).await;
-            });
+        let (hub, tls) = (hub.clone(), tls.clone());
+        let (handshakes, connections) = (handshakes.clone(), connections.clone());
+        tokio::task::spawn_local(async move {
+            let Some(stream) = begin(stream, remote, tls.as_deref(), &handshakes).await else { return };
+            // A connection beyond the limit is closed again.
+            let Some(_open) = connections.open() else { return };
+            serve_connection(hub, Wire::accepted(stream)).await;
+        });
+    }
+}
+
+/// What the peer and this member speak through; none if it is broken already or the peer is not let in.
+async fn begin(stream: TcpStream, remote: SocketAddr, tls: Option<&Acceptor>, handshakes: &Pending) -> Option<Stream> {
+    stream.set_nodelay(true).ok()?;
+    let Some(tls) = tls else { return Some(stream.into()) };
+    match handshakes.run(tls.accept(Socket::Tcp(stream), Some(remote.ip()))).await? {
+        Ok((stream, _)) => Some(stream),
+        Err(refused) => {
+            refused.log("peer", &remote.to_string());
+            None
         }
     }
 }

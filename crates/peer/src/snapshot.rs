@@ -112,7 +112,8 @@ fn snapshot_index(message: &Message) -> u64 {
 async fn deliver(hub: &Hub, peer: &Peer, message: &Message, source: Source) -> Result<usize, PostError> {
     let url = peer.picker.pick().ok_or(PostError::NoUrl)?;
     let result = async {
-        let wire = Wire::connect(&url, hub.config.dial_timeout).await?.with_write_timeout(WRITE_TIMEOUT);
+        let wire =
+            Wire::connect(&hub.config.dialer, &url, hub.config.dial_timeout).await?.with_write_timeout(WRITE_TIMEOUT);
         let (mut sender, connection) = handshake(wire).await?;
         let (pieces, arriving) = mpsc::channel(QUEUED_PIECES);
         disk::in_background("snapshot", move || pull(source, &pieces)).map_err(PostError::Io)?;

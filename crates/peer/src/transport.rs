@@ -13,10 +13,13 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use proto::raftpb::Message;
+use tls::Pending;
 use tokio::sync::Notify;
 
 use crate::appends::{AppendLatency, AppendRate, Appends};
+use crate::calls::Caller;
 use crate::hub::Hub;
+use crate::io::Dialer;
 use crate::local::Local;
 use crate::{serve, snapshot};
 
@@ -42,6 +45,8 @@ pub struct Config {
     pub min_cluster_version: &'static str,
     /// How long opening a connection may take.
     pub dial_timeout: Duration,
+    /// How to connect.
+    pub dialer: Dialer,
     /// What may wait for one stream of one peer, in encoded bytes (the data of entries is shared, not copied). One
     /// message always fits. More is dropped, and raft sends it again.
     pub max_queued_bytes: usize,
@@ -57,8 +62,24 @@ impl Config {
             server_version,
             min_cluster_version: "3.0.0",
             dial_timeout: Duration::from_secs(3),
+            dialer: Dialer::default(),
             max_queued_bytes: 64 << 20,
         }
+    }
+}
+
+/// Where peers connect to.
+#[derive(Debug)]
+pub struct Listener {
+    /// Already bound.
+    pub socket: TcpListener,
+    /// TLS, if it is spoken there.
+    pub tls: Option<Arc<tls::Acceptor>>,
+}
+
+impl From<TcpListener> for Listener {
+    fn from(socket: TcpListener) -> Self {
+        Self { socket, tls: None }
     }
 }
 
@@ -198,6 +219,7 @@ impl Shared {
 pub struct Transport {
     shared: Arc<Shared>,
     local: Arc<dyn Local>,
+    dialer: Dialer,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
@@ -213,7 +235,7 @@ impl Transport {
     ///
     /// # Errors
     /// When the thread or its event loop cannot be made, or a listener cannot be registered with it.
-    pub fn start(config: Config, listeners: Vec<TcpListener>, local: Arc<dyn Local>) -> io::Result<Self> {
+    pub fn start(config: Config, listeners: Vec<Listener>, local: Arc<dyn Local>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(64)
@@ -222,13 +244,14 @@ impl Transport {
             .build()?;
         let listeners = {
             let _inside = runtime.enter();
-            let register = |listener: TcpListener| {
-                listener.set_nonblocking(true)?;
-                tokio::net::TcpListener::from_std(listener)
+            let register = |Listener { socket, tls }: Listener| {
+                socket.set_nonblocking(true)?;
+                Ok((tokio::net::TcpListener::from_std(socket)?, tls))
             };
             listeners.into_iter().map(register).collect::<io::Result<Vec<_>>>()?
         };
         let shared = Arc::new(Shared::default());
+        let dialer = config.dialer.clone();
         let (for_thread, local_for_thread) = (shared.clone(), local.clone());
         let thread = std::thread::Builder::new().name("peer".into()).spawn(move || {
             let tasks = tokio::task::LocalSet::new();
@@ -240,7 +263,12 @@ impl Transport {
             // A blocking thread may be in the middle of saving a snapshot; its reader fails, so it ends by itself.
             runtime.shutdown_background();
         })?;
-        Ok(Self { shared, local, thread: Arc::new(Mutex::new(Some(thread))) })
+        Ok(Self { shared, local, dialer, thread: Arc::new(Mutex::new(Some(thread))) })
+    }
+
+    /// Calls members the way this transport dials them.
+    pub fn caller(&self, timeout: Duration) -> Caller {
+        Caller::new(timeout).through(&self.dialer)
     }
 
     /// Starts to talk to a peer. Nothing happens if it is one already.
@@ -348,11 +376,14 @@ impl Transport {
 }
 
 /// The peer thread's main task.
-async fn run(hub: Rc<Hub>, listeners: Vec<tokio::net::TcpListener>) {
+async fn run(hub: Rc<Hub>, listeners: Vec<serve::Registered>) {
     let connections = serve::Connections::default();
+    let handshakes = Pending::new(serve::MAX_HANDSHAKES);
     let acceptors: Vec<_> = listeners
         .into_iter()
-        .map(|listener| tokio::task::spawn_local(serve::accept(hub.clone(), listener, connections.clone())))
+        .map(|listener| {
+            tokio::task::spawn_local(serve::accept(hub.clone(), listener, handshakes.clone(), connections.clone()))
+        })
         .collect();
     'running: loop {
         hub.shared.filled.notified().await;

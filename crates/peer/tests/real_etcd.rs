@@ -243,7 +243,7 @@ impl Learner {
         let learner = Arc::new(Self::default());
         learner.id.set(id).unwrap();
         let config = Config::new(etcd.cluster_id, id, vec![format!("http://{address}")], "3.7.1");
-        let transport = Transport::start(config, vec![listener], learner.clone()).unwrap();
+        let transport = Transport::start(config, vec![listener.into()], learner.clone()).unwrap();
         transport.add_peer(etcd.id, vec![etcd.peer_url()]);
         assert!(learner.transport.set(transport).is_ok());
         (learner, id)

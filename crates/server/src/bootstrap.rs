@@ -608,9 +608,9 @@ mod tests {
     fn a_power_cut_after_the_first_start_leaves_the_data_directory_in_its_place() {
         let disk = MemDisk::new();
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
-        let booted = boot(&shared, &Network, &plan(), 1).expect("starts");
+        let booted = boot(&shared, &Network::default(), &plan(), 1).expect("starts");
         let left: Arc<dyn Disk> = Arc::new(disk.crash(Crash::LoseUnsynced));
-        let again = boot(&left, &Network, &plan(), 2).expect("starts again");
+        let again = boot(&left, &Network::default(), &plan(), 2).expect("starts again");
         assert!(booted.fresh && !again.fresh, "the log is gone");
     }
 }

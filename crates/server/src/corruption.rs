@@ -24,7 +24,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use api::Member as _;
-use peer::{CallError, Caller, HashKv};
+use peer::{CallError, HashKv};
 use proto::etcdserverpb as pb;
 use state::{Error, Member};
 use tokio::task::JoinSet;
@@ -123,7 +123,7 @@ async fn own_hash(node: &Arc<Node>, revision: i64) -> Result<Option<store::HashK
 async fn hash_of(node: &Node, member: &Member, revision: i64, patience: Duration) -> Asked {
     let mut asked = Asked::Silent;
     for url in &member.peer_urls {
-        let error = match Caller::new(patience).hash_kv(url, node.identity.cluster_id, revision).await {
+        let error = match node.caller(patience).hash_kv(url, node.identity.cluster_id, revision).await {
             Ok(hash) => return Asked::Hash(hash),
             Err(error) => error,
         };
@@ -170,7 +170,7 @@ enum V2Asked {
 async fn v2_digest_of(node: &Node, member: &Member, log_index: u64, patience: Duration) -> V2Asked {
     let mut asked = V2Asked::Nothing;
     for url in &member.peer_urls {
-        match Caller::new(patience).v2_digest(url, node.identity.cluster_id, log_index).await {
+        match node.caller(patience).v2_digest(url, node.identity.cluster_id, log_index).await {
             Ok(digest) => return V2Asked::Digest(digest),
             Err(CallError::Refused { status: 404, .. }) => asked = V2Asked::Etcd,
             Err(error) => tracing::debug!("remote-peer-endpoint" = url.as_str(), %error, "no digest of the v2 tree"),
@@ -260,7 +260,8 @@ pub(crate) async fn check_initially(node: &Arc<Node>) -> Result<(), Inconsistent
     tracing::info!("local-member-id" = %hex(own), timeout = ?patience, "starting initial corruption check");
     let mut probes: JoinSet<Option<Member>> = JoinSet::new();
     for member in others {
-        probes.spawn(async move { is_comparable(&member).await.then_some(member) });
+        let node = Arc::clone(node);
+        probes.spawn(async move { is_comparable(&node, &member).await.then_some(member) });
     }
     let reachable: Vec<Member> = probes.join_all().await.into_iter().flatten().collect();
     if let Some(compared) = compare_v2(node, &reachable, patience).await
@@ -303,9 +304,9 @@ pub(crate) async fn check_initially(node: &Arc<Node>) -> Result<(), Inconsistent
 }
 
 /// Whether a member answers, and hashes as this one does.
-async fn is_comparable(member: &Member) -> bool {
+async fn is_comparable(node: &Node, member: &Member) -> bool {
     for url in &member.peer_urls {
-        match Caller::new(REACHABLE).version(url).await {
+        match node.caller(REACHABLE).version(url).await {
             Ok(version) => return versions::hashes_alike(&version.server),
             Err(error) => tracing::debug!("remote-peer-endpoint" = url.as_str(), %error, "failed to get version"),
         }

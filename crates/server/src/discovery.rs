@@ -5,13 +5,14 @@
 //! waits until there are so many; the first of them, in the order in which they came, found the cluster. The URL also is the
 //! cluster's token, of which IDs are made, so that a member can name itself before it knows the others.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::thread::sleep;
 use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
+use tls::Connector;
 
 /// How long opening a connection, or an answer that does not wait for others, may take.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -20,6 +21,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 const WAIT: Duration = Duration::from_secs(60);
 /// The longest answer.
 const MAX_ANSWER_BYTES: u64 = 16 << 20;
+/// The longest answer of an HTTP proxy to the wish for a tunnel.
+const MAX_TUNNEL_HEAD_BYTES: usize = 16 << 10;
 /// After the n-th failure in a row a server is asked again in 2^n seconds, with n no greater than this.
 const MAX_BACKOFF: u32 = 8;
 
@@ -87,36 +90,40 @@ pub(crate) struct Place {
     token: String,
     /// `host:port` of the HTTP proxy on the way there.
     proxy: Option<String>,
+    /// The server is reached in TLS.
+    is_secure: bool,
 }
 
-/// `host:port` and path of a URL.
-fn split(url: &str) -> Result<(String, String), DiscoveryError> {
+/// `host:port` and path of a URL, and whether it is `https`.
+fn split(url: &str) -> Result<(String, String, bool), DiscoveryError> {
     let refuse = |what: String| Err(DiscoveryError::Url(what));
     let Some((scheme, rest)) = url.split_once("://").filter(|(scheme, _)| !scheme.is_empty()) else {
         return refuse(format!("parse {url:?}: missing protocol scheme"));
     };
-    if scheme != "http" {
-        return refuse(format!("discovery over {scheme} is not supported by this version: {url}"));
-    }
+    let (is_secure, default_port) = match scheme {
+        "http" => (false, 80),
+        "https" => (true, 443),
+        _ => return refuse(format!("unsupported protocol scheme {scheme:?}")),
+    };
     let (authority, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     // A query is not part of the token, in etcd either.
     let path = rest.split(['?', '#']).next().unwrap_or_default();
     let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
-    let server = if has_port { host.to_owned() } else { format!("{host}:80") };
+    let server = if has_port { host.to_owned() } else { format!("{host}:{default_port}") };
     if !host.bytes().chain(path.bytes()).all(|byte| byte.is_ascii_graphic()) || host.is_empty() {
         return refuse(format!("parse {url:?}: invalid character in URL"));
     }
-    Ok((server, path.trim_end_matches('/').to_owned()))
+    Ok((server, path.trim_end_matches('/').to_owned(), is_secure))
 }
 
 impl Place {
     /// Reads `--discovery` and `--discovery-proxy`, which may be empty.
     pub(crate) fn parse(url: &str, proxy: &str) -> Result<Self, DiscoveryError> {
-        let (server, token) = split(url)?;
+        let (server, token, is_secure) = split(url)?;
         let with_scheme = if proxy.contains("://") { proxy.to_owned() } else { format!("http://{proxy}") };
         let proxy = if proxy.is_empty() { None } else { Some(split(&with_scheme)?.0) };
-        Ok(Self { server, token, proxy })
+        Ok(Self { server, token, proxy, is_secure })
     }
 
     /// Registers this member and waits for the others. `own` are its `name=url` pairs. Returns the pairs of all founders.
@@ -222,7 +229,45 @@ impl Place {
         let mut socket = connected.ok_or(last)?;
         socket.set_read_timeout(Some(limit))?;
         socket.set_write_timeout(Some(ANSWER))?;
+        if self.is_secure {
+            if self.proxy.is_some() {
+                self.ask_for_tunnel(&mut socket)?;
+            }
+            let host = self.server.rsplit_once(':').map_or(self.server.as_str(), |(host, _)| host);
+            let connector = Connector::new(&tls::Settings::default(), &[]).map_err(io::Error::other)?;
+            let socket = connector.connect_blocking(socket, host.trim_matches(['[', ']']))?;
+            return self.exchange(socket, method, "", path, form);
+        }
         let origin = if self.proxy.is_some() { format!("http://{}", self.server) } else { String::new() };
+        self.exchange(socket, method, &origin, path, form)
+    }
+
+    /// Has the HTTP proxy at the other end pass everything on to the server.
+    fn ask_for_tunnel(&self, socket: &mut TcpStream) -> io::Result<()> {
+        let server = &self.server;
+        socket.write_all(format!("CONNECT {server} HTTP/1.1\r\nHost: {server}\r\n\r\n").as_bytes())?;
+        let mut head = Vec::new();
+        // Byte by byte: what comes behind the head is the server's.
+        while !head.ends_with(b"\r\n\r\n") && head.len() < MAX_TUNNEL_HEAD_BYTES {
+            let mut byte = [0];
+            socket.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        match head.split(' ').nth(1) {
+            Some("200") => Ok(()),
+            _ => Err(io::Error::other(head.lines().next().unwrap_or_default().to_owned())),
+        }
+    }
+
+    fn exchange(
+        &self,
+        mut socket: impl Read + Write,
+        method: &str,
+        origin: &str,
+        path: &str,
+        form: Option<&str>,
+    ) -> Result<Answer, CallError> {
         let mut request = format!("{method} {origin}{}{path} HTTP/1.0\r\nHost: {}\r\n", self.token, self.server);
         if let Some(form) = form {
             let kind = "application/x-www-form-urlencoded";
@@ -231,6 +276,7 @@ impl Place {
         request.push_str("\r\n");
         request.push_str(form.unwrap_or_default());
         socket.write_all(request.as_bytes())?;
+        socket.flush()?;
         let mut answer = Vec::new();
         socket.take(MAX_ANSWER_BYTES).read_to_end(&mut answer)?;
         read(&answer)
@@ -324,7 +370,9 @@ mod tests {
         let place = Place::parse("http://user:secret@h:1/token?x=/y#z", "").expect("a place");
         assert_eq!((place.server.as_str(), place.token.as_str()), ("h:1", "/token"));
         assert_eq!(Place::parse("://x", "").unwrap_err().to_string(), r#"parse "://x": missing protocol scheme"#);
-        assert!(Place::parse("https://discovery.etcd.io/x", "").is_err());
+        let place = Place::parse("https://discovery.etcd.io/x", "").expect("a place");
+        assert_eq!((place.server.as_str(), place.is_secure), ("discovery.etcd.io:443", true));
+        assert!(Place::parse("ftp://discovery.etcd.io/x", "").is_err());
         assert!(["http://h/a b", "http://h\r\nx/a", "http:///a"].iter().all(|url| Place::parse(url, "").is_err()));
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::{Answer, PeerTraffic};
 use bytes::Bytes;
-use peer::{BoxFuture, CallError, Caller, RemainingLease};
+use peer::{BoxFuture, CallError, Caller, Dialer, RemainingLease};
 use proto::raftpb;
 use state::Error;
 use wal::Entry;
@@ -207,33 +207,38 @@ impl Peers for peer::Transport {
     }
 
     fn version(&self, url: String, patience: Duration) -> BoxFuture<Result<peer::Version, CallError>> {
-        Box::pin(async move { Caller::new(patience).version(&url).await })
+        let caller = self.caller(patience);
+        Box::pin(async move { caller.version(&url).await })
     }
 
     fn renew_lease(&self, url: String, id: i64) -> BoxFuture<Result<i64, CallError>> {
-        Box::pin(async move { Caller::new(CALL).renew_lease(&url, id).await })
+        let caller = self.caller(CALL);
+        Box::pin(async move { caller.renew_lease(&url, id).await })
     }
 
     fn remaining_lease(&self, url: String, id: i64, keys: bool) -> BoxFuture<Result<RemainingLease, CallError>> {
-        Box::pin(async move { Caller::new(CALL).remaining_lease(&url, id, keys).await })
+        let caller = self.caller(CALL);
+        Box::pin(async move { caller.remaining_lease(&url, id, keys).await })
     }
 
     fn promote(&self, url: String, id: u64) -> BoxFuture<Result<Vec<peer::Member>, CallError>> {
-        Box::pin(async move { Caller::new(CALL).promote(&url, id).await })
+        let caller = self.caller(CALL);
+        Box::pin(async move { caller.promote(&url, id).await })
     }
 }
 
 /// The network that this machine is in.
-pub(crate) struct Network;
+#[derive(Clone, Default)]
+pub(crate) struct Network(pub(crate) Dialer);
 
 impl Neighbours for Network {
     fn members(&self, url: &str, patience: Duration) -> Result<peer::Members, String> {
-        let caller = Caller::new(patience);
+        let caller = Caller::new(patience).through(&self.0);
         peer::blocking(caller.members(url)).map_err(|e| e.to_string())?.map_err(|e| e.to_string())
     }
 
     fn version(&self, url: &str, patience: Duration) -> Result<peer::Version, String> {
-        let caller = Caller::new(patience);
+        let caller = Caller::new(patience).through(&self.0);
         peer::blocking(caller.version(url)).map_err(|e| e.to_string())?.map_err(|e| e.to_string())
     }
 }

@@ -22,9 +22,11 @@ mod member;
 mod membership;
 pub mod notify;
 mod peers;
+mod permissions;
 mod proxy;
 mod queue;
 mod run;
+mod security;
 #[cfg(feature = "simulation")]
 pub mod simulated;
 mod takeover;

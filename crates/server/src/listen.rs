@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use api::{Shared, Worker};
+use api::{Serves, Shared, Worker};
+use tls::{Acceptor, Pending, Socket, Stream};
 use tokio::sync::mpsc;
 
 /// Connections that wait for a worker to take them; beyond that the acceptor waits.
@@ -19,16 +20,58 @@ const BACKLOG: i32 = 4096;
 pub(crate) enum Purpose {
     /// Everything that clients may ask.
     Client,
+    /// The same where HTTP has addresses of its own: gRPC only.
+    Grpc,
+    /// `--listen-client-http-urls`: all but gRPC.
+    Http,
     /// Metrics and health only.
     Metrics,
 }
 
+impl Purpose {
+    /// As etcd's log calls it.
+    pub(crate) fn traffic(self) -> &'static str {
+        match self {
+            Self::Client => "grpc+http",
+            Self::Grpc => "grpc",
+            Self::Http | Self::Metrics => "http",
+        }
+    }
+}
+
 /// A bound socket.
 #[derive(Debug)]
+pub(crate) enum Listener {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
+}
+
+/// Where clients connect to.
+#[derive(Debug)]
 pub(crate) struct Bound {
-    pub(crate) listener: std::net::TcpListener,
+    pub(crate) listener: Listener,
     pub(crate) purpose: Purpose,
     pub(crate) url: String,
+    pub(crate) way: Way,
+}
+
+/// How to speak with who connects.
+#[derive(Clone, Debug)]
+pub(crate) enum Way {
+    Plain,
+    Secure(Arc<Acceptor>),
+    /// As the client begins: one address is listed with both schemes.
+    Either(Arc<Acceptor>),
+}
+
+impl Bound {
+    /// Where it is, for the log.
+    pub(crate) fn address(&self) -> String {
+        match &self.listener {
+            Listener::Tcp(listener) => listener.local_addr().map_or_else(|_| self.url.clone(), |at| at.to_string()),
+            Listener::Unix(_) => self.url.split_once("://").map_or("", |(_, path)| path).to_owned(),
+        }
+    }
 }
 
 /// How long a connection may be silent before the kernel asks the other side, and between two such questions.
@@ -51,13 +94,50 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
+/// Binds a Unix socket. What a member that did not stop cleanly has left there is removed.
+pub(crate) fn bind_unix(path: &str) -> io::Result<std::os::unix::net::UnixListener> {
+    use std::os::unix::fs::FileTypeExt as _;
+    if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        std::fs::remove_file(path)?;
+    }
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
 /// Wide ranges, snapshots and hashes that a worker may have running at a time; more wait.
 const BLOCKING_THREADS: usize = 8;
 
+/// TLS handshakes that a worker may have under way; beyond that the oldest is ended.
+const HANDSHAKES: usize = 512;
+
+/// A connection that was accepted.
+enum Incoming {
+    Tcp(std::net::TcpStream, SocketAddr),
+    Unix(std::os::unix::net::UnixStream),
+}
+
 /// One accepted connection on its way to a worker.
 struct Accepted {
-    stream: std::net::TcpStream,
+    stream: Incoming,
     purpose: Purpose,
+    way: Way,
+}
+
+impl Accepted {
+    /// Registers the socket with the runtime of the calling thread.
+    fn socket(self) -> io::Result<(Socket, Option<SocketAddr>, Way)> {
+        match self.stream {
+            Incoming::Tcp(stream, remote) => {
+                // Small answers must not wait for the acknowledgement of earlier ones.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(error = %error, "cannot set TCP_NODELAY");
+                }
+                Ok((Socket::Tcp(tokio::net::TcpStream::from_std(stream)?), Some(remote), self.way))
+            }
+            Incoming::Unix(stream) => Ok((Socket::Unix(tokio::net::UnixStream::from_std(stream)?), None, self.way)),
+        }
+    }
 }
 
 /// The workers: threads that serve connections, each with its own runtime.
@@ -118,18 +198,16 @@ async fn serve(shared: Arc<Shared>, mut connections: mpsc::Receiver<Accepted>) {
     worker.start();
     let mut closing = shared.closing.clone();
     let open = Rc::new(std::cell::Cell::new(0usize));
+    let handshakes = Pending::new(HANDSHAKES);
     loop {
         let accepted = tokio::select! {
             accepted = connections.recv() => accepted,
             _ = closing.wait_for(|closing| *closing) => None,
         };
-        let Some(Accepted { stream, purpose }) = accepted else { break };
-        // Small answers must not wait for the acknowledgement of earlier ones.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(error = %error, "cannot set TCP_NODELAY");
-        }
-        let stream = match tokio::net::TcpStream::from_std(stream) {
-            Ok(stream) => stream,
+        let Some(accepted) = accepted else { break };
+        let purpose = accepted.purpose;
+        let (socket, remote, way) = match accepted.socket() {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(error = %error, "cannot serve an accepted connection");
                 continue;
@@ -137,11 +215,16 @@ async fn serve(shared: Arc<Shared>, mut connections: mpsc::Receiver<Accepted>) {
         };
         let worker = Rc::clone(&worker);
         let open = Rc::clone(&open);
+        let handshakes = handshakes.clone();
         open.set(open.get() + 1);
         tokio::task::spawn_local(async move {
-            match purpose {
-                Purpose::Client => api::serve_connection(stream, worker, api::Client::default()).await,
-                Purpose::Metrics => api::serve_metrics(stream, worker).await,
+            if let Some((stream, client)) = begin(socket, remote, way, &handshakes).await {
+                match purpose {
+                    Purpose::Client => api::serve_connection(stream, worker, client, Serves::Everything).await,
+                    Purpose::Grpc => api::serve_connection(stream, worker, client, Serves::Grpc).await,
+                    Purpose::Http => api::serve_connection(stream, worker, client, Serves::Http).await,
+                    Purpose::Metrics => api::serve_metrics(stream, worker).await,
+                }
             }
             open.set(open.get() - 1);
         });
@@ -152,23 +235,108 @@ async fn serve(shared: Arc<Shared>, mut connections: mpsc::Receiver<Accepted>) {
     }
 }
 
+/// What the client and this member speak through, and who the client is; none if it is not let in.
+async fn begin(
+    socket: Socket,
+    remote: Option<SocketAddr>,
+    way: Way,
+    handshakes: &Pending,
+) -> Option<(Stream, api::Client)> {
+    let (acceptor, may_be_plain) = match way {
+        Way::Plain => return Some((Stream::Plain(socket), api::Client::default())),
+        Way::Secure(acceptor) => (acceptor, false),
+        Way::Either(acceptor) => (acceptor, true),
+    };
+    // In a box, because few connections ever get to what comes behind a handshake and all would keep room for it.
+    let handshake = Box::pin(async {
+        if may_be_plain {
+            let first = tokio::time::timeout(tls::HANDSHAKE_TIMEOUT, socket.first_byte()).await;
+            let first = first.ok().and_then(Result::ok).flatten()?;
+            if !Acceptor::is_hello(first) {
+                return Some((Stream::Plain(socket), api::Client::default()));
+            }
+        }
+        match acceptor.accept(socket, remote.map(|remote| remote.ip())).await {
+            Ok((stream, verified)) => {
+                let client = api::Client { common_name: verified.common_name, is_secure: true };
+                Some((stream, client))
+            }
+            Err(refused) => {
+                refused.log("client", &remote.map_or_else(|| "@".to_owned(), |remote| remote.to_string()));
+                None
+            }
+        }
+    });
+    handshakes.run(handshake).await?
+}
+
 /// Accepts until the future is dropped.
 pub(crate) async fn accept(bound: Bound, workers: Rc<tokio::sync::Mutex<Workers>>) {
-    let listener = match tokio::net::TcpListener::from_std(bound.listener) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(error = %error, url = bound.url, "cannot listen");
-            return;
-        }
-    };
+    let Bound { listener, purpose, url, way } = bound;
+    let Some(listener) = register(listener, &url) else { return };
     loop {
-        match listener.accept().await.and_then(|(stream, _)| stream.into_std()) {
-            Ok(stream) => workers.lock().await.hand_over(Accepted { stream, purpose: bound.purpose }).await,
+        let stream = next(&listener, &url).await;
+        workers.lock().await.hand_over(Accepted { stream, purpose, way: way.clone() }).await;
+    }
+}
+
+fn register(listener: Listener, url: &str) -> Option<Registered> {
+    let outcome = match listener {
+        Listener::Tcp(listener) => tokio::net::TcpListener::from_std(listener).map(Registered::Tcp),
+        Listener::Unix(listener) => tokio::net::UnixListener::from_std(listener).map(Registered::Unix),
+    };
+    outcome.inspect_err(|error| tracing::error!(error = %error, url, "cannot listen")).ok()
+}
+
+/// The next connection.
+async fn next(listener: &Registered, url: &str) -> Incoming {
+    loop {
+        match listener.accept().await {
+            Ok(stream) => return stream,
             Err(error) => {
                 // Out of file descriptors, most likely: give the process time to close some.
-                tracing::warn!(error = %error, url = bound.url, "failed to accept a connection");
+                tracing::warn!(error = %error, url, "failed to accept a connection");
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
+        }
+    }
+}
+
+/// Accepts until the future is dropped, and serves on the calling thread.
+pub(crate) async fn serve_here<F>(bound: Bound, serve: impl Fn(Stream, api::Client, Option<SocketAddr>) -> F + 'static)
+where
+    F: Future<Output = ()> + 'static,
+{
+    let Bound { listener, purpose, url, way } = bound;
+    let Some(listener) = register(listener, &url) else { return };
+    let (serve, handshakes) = (Rc::new(serve), Pending::new(HANDSHAKES));
+    loop {
+        let stream = next(&listener, &url).await;
+        let accepted = Accepted { stream, purpose, way: way.clone() };
+        let Ok((socket, remote, way)) = accepted.socket() else { continue };
+        let (serve, handshakes) = (Rc::clone(&serve), handshakes.clone());
+        tokio::task::spawn_local(async move {
+            if let Some((stream, client)) = begin(socket, remote, way, &handshakes).await {
+                serve(stream, client, remote).await;
+            }
+        });
+    }
+}
+
+/// A listener of this thread's runtime.
+enum Registered {
+    Tcp(tokio::net::TcpListener),
+    Unix(tokio::net::UnixListener),
+}
+
+impl Registered {
+    async fn accept(&self) -> io::Result<Incoming> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, remote) = listener.accept().await?;
+                Ok(Incoming::Tcp(stream.into_std()?, remote))
+            }
+            Self::Unix(listener) => Ok(Incoming::Unix(listener.accept().await?.0.into_std()?)),
         }
     }
 }

@@ -58,6 +58,8 @@ pub(crate) struct Settings {
     pub(crate) tick: Duration,
     pub(crate) warning_apply_duration: Duration,
     pub(crate) quota_bytes: i64,
+    /// How other members are called.
+    pub(crate) dialer: peer::Dialer,
 }
 
 /// One running member. Its threads and the API's workers each hold it.

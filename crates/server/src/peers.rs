@@ -13,7 +13,9 @@ use api::mailbox::Mailbox;
 use api::{Answer, Member as _, MemberChange, Outcome, Reply, TimeToLive};
 use bytes::Bytes;
 use disk::Open;
-use peer::{BoxFuture, CallError, HashError, HashKv, LeaseError, Local, PromoteError, RemainingLease, StepError};
+use peer::{
+    BoxFuture, CallError, Caller, HashError, HashKv, LeaseError, Local, PromoteError, RemainingLease, StepError,
+};
 use proto::raftpb;
 use state::Error;
 use state::lease::Renewal;
@@ -37,6 +39,13 @@ const PIECE_BYTES: usize = 256 << 10;
 const RECEIVED_SYNC_BYTES: u64 = 4 << 20;
 /// Before a request to the leader is repeated.
 const RETRY: Duration = Duration::from_millis(50);
+
+impl Node {
+    /// Calls other members, and gives each call so long.
+    pub(crate) fn caller(&self, timeout: Duration) -> Caller {
+        Caller::new(timeout).through(&self.settings.dialer)
+    }
+}
 
 /// The member as its peers see it.
 pub(crate) struct Link(pub(crate) Arc<Node>);

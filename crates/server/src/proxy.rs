@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,13 +22,16 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use peer::Caller;
+use peer::{Caller, Dialer};
 use rand::seq::SliceRandom as _;
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpListener, TcpStream};
+use tls::{Connector, Socket, Stream, TlsError};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::{Config, ProxyMode};
+use crate::listen::{self, Bound};
+use crate::security::Security;
 
 /// How often the members are asked while none is known.
 const ASK_AT_FIRST: Duration = Duration::from_secs(1);
@@ -91,13 +94,19 @@ struct Endpoint {
 pub(crate) struct Proxy {
     config: Config,
     http: HttpOptions,
+    /// For members that are asked who they are, and for endpoints that are reached in TLS.
+    dialer: Dialer,
+    connector: Connector,
     peer_urls: Mutex<Vec<String>>,
     endpoints: Mutex<Vec<Endpoint>>,
 }
 
 impl Proxy {
     /// A proxy of the cluster whose members have these peer URLs.
-    pub(crate) fn new(config: &Config, peer_urls: Vec<String>) -> Arc<Self> {
+    ///
+    /// # Errors
+    /// When the files for TLS cannot be used.
+    pub(crate) fn new(config: &Config, security: &Security, peer_urls: Vec<String>) -> Result<Arc<Self>, TlsError> {
         let http = HttpOptions {
             cors: config.cors.clone(),
             host_whitelist: config.host_whitelist.clone(),
@@ -105,8 +114,15 @@ impl Proxy {
             gateway: false,
             ..HttpOptions::default()
         };
-        let this = Self { config: config.clone(), http, peer_urls: Mutex::new(peer_urls), endpoints: Mutex::default() };
-        Arc::new(this)
+        let this = Self {
+            config: config.clone(),
+            http,
+            dialer: security.dialer.clone(),
+            connector: security.connector_of_proxy()?,
+            peer_urls: Mutex::new(peer_urls),
+            endpoints: Mutex::default(),
+        };
+        Ok(Arc::new(this))
     }
 
     /// Asks the members who they are, again and again, until the task is dropped.
@@ -123,7 +139,7 @@ impl Proxy {
     pub(crate) async fn ask(&self) {
         let asked = self.peer_urls.lock().clone();
         for url in &asked {
-            let members = match Caller::new(ANSWER).members(url).await {
+            let members = match Caller::new(ANSWER).through(&self.dialer).members(url).await {
                 Ok(members) => members.members,
                 Err(error) => {
                     tracing::warn!(address = url.as_str(), %error, "could not get cluster response");
@@ -173,21 +189,13 @@ impl Proxy {
     }
 
     /// Serves a listener until the task is dropped.
-    pub(crate) async fn accept(self: Arc<Self>, listener: TcpListener) {
-        loop {
-            let (stream, client) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "failed to accept a connection");
-                    sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            };
+    pub(crate) async fn accept(self: Arc<Self>, bound: Bound) {
+        let serve = move |stream: Stream, client: api::Client, remote: Option<SocketAddr>| {
             let this = Arc::clone(&self);
-            tokio::task::spawn_local(async move {
+            async move {
                 let service = service_fn(|request| {
-                    let this = Arc::clone(&this);
-                    async move { Ok::<_, std::convert::Infallible>(this.serve(request, client.ip()).await) }
+                    let (this, client) = (Arc::clone(&this), client.clone());
+                    async move { Ok::<_, std::convert::Infallible>(this.serve(request, &client, remote).await) }
                 });
                 // How a connection ends is the client's business.
                 let _ = hyper::server::conn::http1::Builder::new()
@@ -196,14 +204,20 @@ impl Proxy {
                     .title_case_headers(true)
                     .serve_connection(TokioIo::new(stream), service)
                     .await;
-            });
-        }
+            }
+        };
+        listen::serve_here(bound, serve).await;
     }
 
-    async fn serve(&self, request: Request<Incoming>, client: IpAddr) -> Response<Body> {
+    async fn serve(
+        &self,
+        request: Request<Incoming>,
+        client: &api::Client,
+        remote: Option<SocketAddr>,
+    ) -> Response<Body> {
         let (head, body) = request.into_parts();
         let origin = head.headers.clone();
-        if let Some(refusal) = self.http.refuse_host(&head.uri, &head.headers) {
+        if let Some(refusal) = self.http.refuse_host(client.is_secure, &head.uri, &head.headers) {
             return refusal.map(whole);
         }
         let mut response = match head.uri.path() {
@@ -213,7 +227,7 @@ impl Proxy {
                 with_status(StatusCode::NOT_IMPLEMENTED)
             }
             _ => match Limited::new(body, MAX_BODY_BYTES).collect().await {
-                Ok(body) => self.pass_on(head, body.to_bytes(), client).await,
+                Ok(body) => self.pass_on(head, body.to_bytes(), remote).await,
                 Err(error) => {
                     message(StatusCode::INTERNAL_SERVER_ERROR, &format!("failed to read request body: {error}"))
                 }
@@ -240,7 +254,7 @@ impl Proxy {
         response
     }
 
-    async fn pass_on(&self, mut head: Parts, body: Bytes, client: IpAddr) -> Response<Body> {
+    async fn pass_on(&self, mut head: Parts, body: Bytes, remote: Option<SocketAddr>) -> Response<Body> {
         let endpoints = self.available();
         if endpoints.is_empty() {
             return message(StatusCode::SERVICE_UNAVAILABLE, "zero endpoints currently available");
@@ -249,8 +263,9 @@ impl Proxy {
         head.headers.remove(http::header::CONTENT_LENGTH);
         let before: Vec<&str> =
             head.headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
-        let chain = before.into_iter().map(str::to_owned).chain([client.to_string()]).collect::<Vec<_>>().join(", ");
-        if let Ok(chain) = HeaderValue::from_str(&chain) {
+        let client = remote.map(|remote| remote.ip().to_string());
+        let chain = before.into_iter().map(str::to_owned).chain(client).collect::<Vec<_>>().join(", ");
+        if let (false, Ok(chain)) = (chain.is_empty(), HeaderValue::from_str(&chain)) {
             head.headers.insert(FORWARDED_FOR, chain);
         }
         for endpoint in &endpoints {
@@ -266,22 +281,31 @@ impl Proxy {
         message(StatusCode::BAD_GATEWAY, &text)
     }
 
+    async fn dial(&self, url: &Uri, address: &str) -> io::Result<Stream> {
+        let socket = TcpStream::connect(address).await?;
+        socket.set_nodelay(true)?;
+        if self.config.proxy.write_timeout_ms > 0 {
+            // What was written has to be taken within this time.
+            let limit = Duration::from_millis(self.config.proxy.write_timeout_ms);
+            socket2::SockRef::from(&socket).set_tcp_user_timeout(Some(limit))?;
+        }
+        if url.scheme_str() == Some("https") {
+            let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+            return self.connector.connect(Socket::Tcp(socket), host).await;
+        }
+        Ok(socket.into())
+    }
+
     /// One request to one endpoint, on a connection of its own, which lives as long as the answer's body.
     async fn exchange(&self, endpoint: &str, head: &Parts, body: Bytes) -> io::Result<Response<Body>> {
         let settings = &self.config.proxy;
         let url: Uri = endpoint.parse().map_err(io::Error::other)?;
         let address = url.authority().ok_or(io::ErrorKind::InvalidInput)?.as_str();
-        let dial = TcpStream::connect(address);
+        let dial = self.dial(&url, address);
         let socket = match settings.dial_timeout_ms {
             0 => dial.await?,
             limit => timeout(Duration::from_millis(limit), dial).await.map_err(|_| io::ErrorKind::TimedOut)??,
         };
-        socket.set_nodelay(true)?;
-        if settings.write_timeout_ms > 0 {
-            // What was written has to be taken within this time.
-            let limit = Duration::from_millis(settings.write_timeout_ms);
-            socket2::SockRef::from(&socket).set_tcp_user_timeout(Some(limit))?;
-        }
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await;
         let (mut sender, connection) = handshake.map_err(io::Error::other)?;
         tokio::task::spawn_local(async move {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,11 +25,13 @@ use crate::dns_cluster;
 use crate::downgrade;
 use crate::drive::{self, Core};
 use crate::host::{Network, System};
-use crate::listen::{self, Bound, Purpose, Workers};
+use crate::listen::{self, Purpose, Way, Workers};
 use crate::log_writer::{self, LogJob};
 use crate::member::{Node, Settings};
 use crate::peers::{self, Link};
+use crate::permissions;
 use crate::proxy::{self, Proxy};
+use crate::security::Security;
 use crate::upkeep::{self, Upkeep};
 use crate::versions;
 
@@ -59,6 +61,15 @@ pub enum StartError {
         url: String,
         /// Why.
         source: io::Error,
+    },
+    /// Its certificates.
+    #[error("{what}: {error}")]
+    Tls {
+        /// What could not be done.
+        what: &'static str,
+        /// Why.
+        #[source]
+        error: tls::TlsError,
     },
     /// Its data is not what the other members have.
     #[error(transparent)]
@@ -138,16 +149,17 @@ async fn live_as_proxy(config: &Config, peer_urls: Vec<String>, signals: &mut Si
     });
     made.map_err(|source| StartError::System { what: "cannot make the proxy's directory", source })?;
     tracing::info!(peers = ?peer_urls, "proxy: using peer urls");
-    let listeners = bind(&config.listen_client_urls, "v2 proxy started listening on client requests")?;
-    let proxy = Proxy::new(config, peer_urls);
+    let security = Security::of(config)?;
+    let listeners = security.bind_proxy(config)?;
+    tracing::info!(urls = ?texts(&config.listen_client_urls), "v2 proxy started listening on client requests");
+    let proxy = Proxy::new(config, &security, peer_urls)
+        .map_err(|error| StartError::Tls { what: "cannot use the TLS settings", error })?;
     tokio::select! {
         () = proxy.ask() => {}
         signal = signals.next() => return Ok(Exit::Signal(signal)),
     }
     tokio::task::spawn_local(Arc::clone(&proxy).keep_asking());
     for listener in listeners {
-        let listener = tokio::net::TcpListener::from_std(listener)
-            .map_err(|source| StartError::System { what: "cannot listen", source })?;
         tokio::task::spawn_local(Arc::clone(&proxy).accept(listener));
     }
     crate::notify::ready();
@@ -174,7 +186,7 @@ async fn founders(config: &Config) -> Result<BTreeMap<String, Vec<Url>>, StartEr
 }
 
 /// The address that `host:port` stands for; IPv4 where there is a choice.
-fn resolve(address: &str) -> io::Result<SocketAddr> {
+pub(crate) fn resolve(address: &str) -> io::Result<SocketAddr> {
     let addresses = address.to_socket_addrs()?;
     addresses.min_by_key(SocketAddr::is_ipv6).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
 }
@@ -200,8 +212,11 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     if let Some(peers) = peers {
         return live_as_proxy(&config, peers, &mut signals).await;
     }
-    let for_peers = bind(&config.listen_peer_urls, "configuring peer listeners")?;
-    let bound = bind_all(&config)?;
+    let security = Security::of(&config)?;
+    let for_peers = security.bind_peers(&config)?;
+    let bound = security.bind_clients(&config)?;
+    let (member_dir, wal_dir) = (config.member_dir(), config.wal_dir());
+    permissions::check(&[&config.data_dir, &member_dir, &member_dir.join("snap"), &wal_dir]);
     let disk = disk(&config);
     let auth = Arc::new(Authenticator::new(&AuthOptions {
         token: config.auth_token.clone(),
@@ -242,14 +257,15 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     };
     let seed = rand::random();
     let booting = tokio::task::spawn_blocking({
-        let disk = Arc::clone(&disk);
-        move || bootstrap::boot(&disk, &Network, &plan, seed)
+        let (disk, network) = (Arc::clone(&disk), Network(security.dialer.clone()));
+        move || bootstrap::boot(&disk, &network, &plan, seed)
     });
     let booted = tokio::select! {
         booted = booting => booted.map_err(|e| StartError::Failed(e.to_string()))??,
         signal = signals.next() => return Ok(Exit::Signal(signal)),
     };
     let metrics = Metrics::new(config.extensive_metrics);
+    let for_peers = (for_peers, security.dialer);
     let starting = start(&config, disk, Arc::clone(&metrics), booted, for_peers, seed, auth.token_ttl_ms());
     let Started { node, transport, mut threads, lock } = tokio::select! {
         started = starting => started?,
@@ -277,7 +293,7 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     let mut acceptors = Vec::new();
     let mut clients = Vec::new();
     for bound in bound {
-        if bound.purpose == Purpose::Client {
+        if bound.purpose != Purpose::Metrics {
             clients.push(bound);
         } else {
             acceptors.push(tokio::task::spawn_local(listen::accept(bound, Rc::clone(&workers))));
@@ -292,11 +308,13 @@ async fn live(config: Config) -> Result<Exit, StartError> {
     let signal = if ready == Some(true) {
         tracing::info!("ready to serve client requests");
         for bound in clients {
-            tracing::info!(
-                traffic = "grpc+http",
-                address = %bound.listener.local_addr().map_or_else(|_| bound.url.clone(), |a| a.to_string()),
-                "serving client traffic insecurely; this is strongly discouraged!"
-            );
+            let (traffic, address) = (bound.purpose.traffic(), bound.address());
+            if !matches!(bound.way, Way::Secure(_)) {
+                tracing::info!(traffic, address, "serving client traffic insecurely; this is strongly discouraged!");
+            }
+            if !matches!(bound.way, Way::Plain) {
+                tracing::info!(traffic, address, "serving client traffic securely");
+            }
             acceptors.push(tokio::task::spawn_local(listen::accept(bound, Rc::clone(&workers))));
         }
         crate::notify::ready();
@@ -380,32 +398,6 @@ async fn wait_on_thread<T: Send + 'static>(node: &Arc<Node>, wait: fn(&Node) -> 
     over.await.ok()
 }
 
-/// Binds what serves clients.
-fn bind_all(config: &Config) -> Result<Vec<Bound>, StartError> {
-    let mut bound = Vec::new();
-    let purposes = [
-        (Purpose::Client, &config.listen_client_urls, "configuring client listeners"),
-        (Purpose::Metrics, &config.listen_metrics_urls, "configuring metrics listeners"),
-    ];
-    for (purpose, urls, message) in purposes {
-        for (listener, url) in bind(urls, message)?.into_iter().zip(texts(urls)) {
-            bound.push(Bound { listener, purpose, url });
-        }
-    }
-    Ok(bound)
-}
-
-fn bind(urls: &[Url], message: &str) -> Result<Vec<TcpListener>, StartError> {
-    if !urls.is_empty() {
-        tracing::info!(urls = ?texts(urls), "{message}");
-    }
-    let bind = |url: &Url| {
-        // With a name that stands for both, IPv4 is what people expect of `localhost`.
-        listen::bind(resolve(url.address())?)
-    };
-    urls.iter().map(|url| bind(url).map_err(|source| StartError::Listen { url: url.to_string(), source })).collect()
-}
-
 /// What a thread of the member does.
 type ThreadBody = Box<dyn FnOnce(&Arc<Node>) + Send>;
 
@@ -424,7 +416,7 @@ async fn start(
     disk: Arc<dyn Disk>,
     metrics: Arc<Metrics>,
     booted: Booted,
-    peer_listeners: Vec<TcpListener>,
+    (peer_listeners, dialer): (Vec<peer::Listener>, peer::Dialer),
     seed: u64,
     token_ttl_ms: u64,
 ) -> Result<Started, StartError> {
@@ -457,6 +449,7 @@ async fn start(
         tick: Duration::from_millis(config.heartbeat_ms),
         warning_apply_duration: config.warning_apply_duration,
         quota_bytes,
+        dialer: dialer.clone(),
     };
     let identity = Identity { cluster_id: identity.cluster_id, member_id: identity.node_id };
     let ticks = |ms: u64| (ms / config.heartbeat_ms).max(1);
@@ -510,6 +503,7 @@ async fn start(
         texts(&config.advertise_peer_urls),
         crate::ETCD_VERSION,
     );
+    peer_config.dialer = dialer;
     peer_config.max_queued_bytes = bootstrap::MAX_QUEUED_BYTES;
     let link = Arc::new(Link(Arc::clone(&node)));
     let transport = peer::Transport::start(peer_config, peer_listeners, link)

@@ -299,5 +299,6 @@ fn settings(flags: &Flags, quota_bytes: i64) -> Settings {
         tick: Duration::from_millis(flags.heartbeat_ms),
         warning_apply_duration: Duration::MAX,
         quota_bytes,
+        dialer: peer::Dialer::default(),
     }
 }

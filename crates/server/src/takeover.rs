@@ -135,7 +135,7 @@ mod tests {
             };
             let disk: Arc<dyn Disk> = Arc::new(RealDisk);
             for start in 0..2 {
-                let booted = boot(&disk, &crate::host::Network, &plan, 1)
+                let booted = boot(&disk, &crate::host::Network::default(), &plan, 1)
                     .unwrap_or_else(|e| panic!("{version}: {}", crate::chain(&e)));
                 let (revision, index, hash) =
                     if version == "3.5.1" { (167, 207, 1934096889) } else { (172, 212, 2875972514) };

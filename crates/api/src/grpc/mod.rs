@@ -36,6 +36,8 @@ use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout_at};
 
 use crate::caller::{Caller, Client};
+use crate::conn::Serves;
+use crate::ops::Port;
 use crate::status::{Code, Refusal};
 use crate::worker::Worker;
 use guard::{Guarded, Unguarded};
@@ -49,14 +51,19 @@ pub(crate) type InWork = Rc<()>;
 pub(crate) fn begin(
     worker: &Rc<Worker>,
     client: &Client,
+    serves: Serves,
     in_work: &InWork,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
     let (head, body) = request.into_parts();
-    if !is_grpc(&head.headers) {
+    if serves == Serves::Http || !is_grpc(&head.headers) {
+        if serves == Serves::Grpc {
+            crate::ops::refuse_http2(&head, respond);
+            return;
+        }
         let in_work = in_work.clone();
-        let plain = crate::http2::serve(worker.clone(), head, body, respond);
+        let plain = crate::http2::serve(worker.clone(), Port::of(client), head, body, respond);
         spawn_local(async move {
             plain.await;
             drop(in_work);

@@ -70,7 +70,8 @@ where
         is_closing: false,
     };
     while connection.serve_one(worker, port).await? {}
-    Ok(())
+    // In TLS, an end that is not told looks like one that somebody on the way has made.
+    connection.io.shutdown().await
 }
 
 struct Connection<I> {
@@ -161,6 +162,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
             if body.len() >= OWN_WRITE_BYTES {
                 self.flush().await?;
                 self.io.write_all(&body).await?;
+                self.io.flush().await?;
             } else {
                 self.output.extend_from_slice(&body);
             }
@@ -439,7 +441,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
             return Ok(());
         }
         let output = std::mem::take(&mut self.output);
-        self.io.write_all(&output).await
+        self.io.write_all(&output).await?;
+        self.io.flush().await
     }
 
     fn write_head(&mut self, status: StatusCode, fields: &Fields, is_1_1: bool, frame: Frame) {

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::server::SendResponse;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONTENT_LENGTH,
     CONTENT_TYPE, HOST, ORIGIN,
@@ -14,6 +15,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use serde_json::json;
 
+use crate::caller::Client;
 use crate::gateway::{self, Exchange};
 use crate::http1::{Answer, Payload};
 use crate::member::Member;
@@ -57,8 +59,17 @@ impl Default for HttpOptions {
 /// What kind of listener a request came to; each offers other paths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Port {
-    Client,
+    Client { is_secure: bool },
     Metrics,
+}
+
+const SECURE: Port = Port::Client { is_secure: true };
+
+impl Port {
+    /// What a client has connected to.
+    pub(crate) fn of(client: &Client) -> Self {
+        Self::Client { is_secure: client.is_secure }
+    }
 }
 
 /// Begins to answer a request to the JSON gateway; `None` if it is not one. An error is the whole answer.
@@ -80,13 +91,15 @@ pub(crate) fn begin_gateway(
 /// The name of the method that a request to the gateway is for; `None` if it is not one.
 pub(crate) fn gateway_method(worker: &Worker, port: Port, head: &Parts) -> Option<String> {
     let options = &worker.shared.http;
-    if port != Port::Client || !options.gateway || head.method == Method::OPTIONS {
+    if port == Port::Metrics || !options.gateway || head.method == Method::OPTIONS {
         return None;
     }
     // What is not in order is refused, or sent to its right place, by those who answer everything else.
     let path = v2::decode_path(head.uri.path())?;
     let name = gateway::below_prefix(&path)?;
-    if v2::clean_location(&path, None).is_some() || options.refuse_host(&head.uri, &head.headers).is_some() {
+    if v2::clean_location(&path, None).is_some()
+        || options.refuse_host(port == SECURE, &head.uri, &head.headers).is_some()
+    {
         return None;
     }
     Some(name.to_owned())
@@ -94,12 +107,12 @@ pub(crate) fn gateway_method(worker: &Worker, port: Port, head: &Parts) -> Optio
 
 /// Answers any other request.
 pub(crate) async fn serve(worker: &Rc<Worker>, port: Port, head: Parts, body: Payload) -> Answer {
-    if port != Port::Client {
+    if port == Port::Metrics {
         return respond(worker, port, &head).await.into();
     }
     let Some(path) = v2::decode_path(head.uri.path()) else { return v2::bad_request().into() };
     let options = &worker.shared.http;
-    if head.method != Method::OPTIONS && options.refuse_host(&head.uri, &head.headers).is_none() {
+    if head.method != Method::OPTIONS && options.refuse_host(port == SECURE, &head.uri, &head.headers).is_none() {
         let answer = match v2::clean_location(&path, head.uri.query()) {
             Some(location) => Some(v2::redirect(&head.method, &location).into()),
             None if options.v2 => v2::serve(worker, &head, &path, body).await,
@@ -117,12 +130,27 @@ pub(crate) async fn serve(worker: &Rc<Worker>, port: Port, head: Parts, body: Pa
     respond(worker, port, &head).await.into()
 }
 
+/// Refuses what is no gRPC where only that is served, as grpc-go does.
+pub(crate) fn refuse_http2(head: &Parts, mut send: SendResponse<Bytes>) {
+    let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let refusal = with_type(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "application/grpc",
+        format!("invalid gRPC request content-type {content_type:?}"),
+    );
+    let (head, body) = refusal.into_parts();
+    // An error means that the client has gone.
+    if let Ok(mut stream) = send.send_response(Response::from_parts(head, ()), false) {
+        let _ = stream.send_data(body, true);
+    }
+}
+
 async fn respond(worker: &Rc<Worker>, port: Port, head: &Parts) -> Response<Bytes> {
-    if port != Port::Client {
+    if port == Port::Metrics {
         return route(worker, port, &head.method, &head.uri).await;
     }
     let options = &worker.shared.http;
-    if let Some(refusal) = options.refuse_host(&head.uri, &head.headers) {
+    if let Some(refusal) = options.refuse_host(port == SECURE, &head.uri, &head.headers) {
         return refusal;
     }
     let mut response = match head.method {
@@ -138,10 +166,10 @@ async fn route(worker: &Rc<Worker>, port: Port, method: &Method, uri: &Uri) -> R
     let query = uri.query().unwrap_or("");
     let not_found = || text(StatusCode::NOT_FOUND, "404 page not found\n");
     match (path, port) {
-        ("/version", Port::Client) => only_get(method, async { version(worker) }).await,
+        ("/version", Port::Client { .. }) => only_get(method, async { version(worker) }).await,
         ("/health", _) => only_get(method, checks::health(worker, query)).await,
         ("/metrics", _) => metrics(worker),
-        ("/debug/vars", Port::Client) => only_get(method, async { variables(worker) }).await,
+        ("/debug/vars", Port::Client { .. }) => only_get(method, async { variables(worker) }).await,
         _ => {
             let (root, check) = match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
                 Some((root, check)) => (root, Some(check)),
@@ -216,10 +244,10 @@ fn variables(worker: &Worker) -> Response<Bytes> {
 // --- who may ask ---
 
 impl HttpOptions {
-    /// Refuses a request that names us by a name we do not go by: a web page that rebinds its own name to our address
+    /// Refuses a request that came in the clear and names us by a name we do not go by: a web page that rebinds its own name to our address
     /// would otherwise reach us through its visitors' browsers.
-    pub fn refuse_host(&self, uri: &Uri, headers: &HeaderMap) -> Option<Response<Bytes>> {
-        if self.host_whitelist.iter().any(|allowed| allowed == "*") {
+    pub fn refuse_host(&self, is_secure: bool, uri: &Uri, headers: &HeaderMap) -> Option<Response<Bytes>> {
+        if is_secure || self.host_whitelist.iter().any(|allowed| allowed == "*") {
             return None;
         }
         let named = uri.host().or_else(|| headers.get(HOST)?.to_str().ok()).unwrap_or("");

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use disk::MemDisk;
 use http::{HeaderMap, Request};
 use keelson_api::{
-    Answer, AuthOptions, Authenticator, Client, HttpOptions, Identity, Limits, Member, Metrics, Outbox, Reply, Shared,
-    SnapshotSource, Status, TimeToLive, Worker, serve_connection,
+    Answer, AuthOptions, Authenticator, Client, HttpOptions, Identity, Limits, Member, Metrics, Outbox, Reply, Serves,
+    Shared, SnapshotSource, Status, TimeToLive, Worker, serve_connection,
 };
 use prost::Message;
 use proto::etcdserverpb::InternalRaftRequest;
@@ -338,7 +338,7 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, mut closing: tokio::s
             accepted = listener.accept() => {
                 let (stream, _) = accepted.expect("accepting works");
                 stream.set_nodelay(true).expect("a TCP socket");
-                tokio::task::spawn_local(serve_connection(stream, Rc::clone(&worker), Client::default()));
+                tokio::task::spawn_local(serve_connection(stream, Rc::clone(&worker), Client::default(), Serves::Everything));
             }
             _ = closing.wait_for(|closing| *closing) => return,
         }

@@ -9,12 +9,12 @@ use crate::error::BenchError;
 use crate::histogram::Histogram;
 use crate::load::{self, Requests, Until};
 use crate::metric::{self, Measured};
+use crate::place::Place;
 use crate::process::{Server, ServerSpec, Usage};
 use crate::wire::Method;
 use bytes::Bytes;
 use proto::etcdserverpb::{PutRequest, PutResponse, StatusRequest, StatusResponse};
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -105,7 +105,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn addresses(&self) -> Vec<SocketAddr> {
+    fn addresses(&self) -> Vec<Place> {
         self.members.iter().map(Server::address).collect()
     }
 
@@ -265,7 +265,7 @@ struct Steady {
 }
 
 impl Steady {
-    async fn start(address: SocketAddr) -> Result<Steady, BenchError> {
+    async fn start(address: Place) -> Result<Steady, BenchError> {
         let server = Control::connect(address).await?;
         let (latencies, failed) = (Rc::<RefCell<Histogram>>::default(), Rc::<Cell<u64>>::default());
         let (recorded, refused) = (Rc::clone(&latencies), Rc::clone(&failed));

@@ -13,9 +13,9 @@ use crate::control::Control;
 use crate::error::BenchError;
 use crate::load::{Outcome, Until};
 use crate::metric::{self, Measured};
+use crate::place::Place;
 use crate::process::{Server, ServerSpec, Usage};
 use proto::etcdserverpb::{RangeRequest, RangeResponse};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ impl Settings {
 /// The server that a workload runs against.
 pub struct Target<'a> {
     /// Where it listens.
-    pub address: SocketAddr,
+    pub address: Place,
     /// Its process, if figures can be had.
     pub pid: Option<u32>,
     /// Itself, if it may be stopped and started.

@@ -40,7 +40,7 @@ pub async fn put(target: &mut Target<'_>, settings: &Settings, clients: usize) -
 pub async fn get(target: &mut Target<'_>, settings: &Settings, clients: usize) -> Result<Measured, BenchError> {
     let mut tasks = JoinSet::new();
     for share in 0..8 {
-        let address = target.address;
+        let address = target.address.address;
         tasks.spawn_local(async move {
             let (mut client, mut set) = (Client::connect(address).await?, Template::set());
             for key in (share..KEYS).step_by(8) {
@@ -64,7 +64,7 @@ pub async fn watchers(target: &mut Target<'_>) -> Result<Measured, BenchError> {
     let before = usage(target)?;
     let mut waiting = Vec::with_capacity(WATCHERS);
     for key in 0..WATCHERS {
-        let mut client = in_time(Client::connect(target.address)).await?;
+        let mut client = in_time(Client::connect(target.address.address)).await?;
         let request = format!("GET /v2/keys/watched/{key}?wait=true HTTP/1.1\r\nHost: bench\r\n\r\n");
         in_time(client.wait(request.as_bytes())).await?;
         waiting.push(client);
@@ -72,7 +72,7 @@ pub async fn watchers(target: &mut Target<'_>) -> Result<Measured, BenchError> {
     target.rest().await?;
     let after = usage(target)?;
     // They were really waiting: the last one is told.
-    let mut writer = in_time(Client::connect(target.address)).await?;
+    let mut writer = in_time(Client::connect(target.address.address)).await?;
     let told =
         format!("PUT /v2/keys/watched/{}?value=1 HTTP/1.1\r\nHost: bench\r\nContent-Length: 0\r\n\r\n", WATCHERS - 1);
     in_time(writer.ask(told.as_bytes(), b"201")).await?;
@@ -138,7 +138,7 @@ async fn load(target: &Target<'_>, settings: &Settings, clients: usize, puts: bo
     let end = start + measured;
     let mut tasks = JoinSet::new();
     for number in 0..clients {
-        let address = target.address;
+        let address = target.address.address;
         tasks.spawn_local(async move {
             let mut client = Client::connect(address).await?;
             let (mut random, mut latencies) = (random(number), Histogram::default());

@@ -5,6 +5,7 @@ use crate::control::Control;
 use crate::error::BenchError;
 use crate::histogram::Histogram;
 use crate::metric::{self, Measured};
+use crate::place::Place;
 use crate::process::Usage;
 use crate::protobuf::{Fields, Value, integer};
 use crate::wire::{Calls, Connection, Driver, Method, StreamId, WireError};
@@ -13,7 +14,6 @@ use prost::Message;
 use proto::etcdserverpb::watch_request::RequestUnion;
 use proto::etcdserverpb::{PutRequest, PutResponse, WatchCreateRequest, WatchRequest};
 use std::cell::Cell;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -123,7 +123,7 @@ pub struct Watchers {
 
 impl Watchers {
     /// Creates `count` watchers of a range, each on its own stream, and waits until all are confirmed.
-    pub async fn open(address: SocketAddr, count: usize, key: Bytes, range_end: Bytes) -> Result<Watchers, BenchError> {
+    pub async fn open(address: Place, count: usize, key: Bytes, range_end: Bytes) -> Result<Watchers, BenchError> {
         let create = WatchCreateRequest { key, range_end, ..Default::default() };
         let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }.encode_to_vec();
         let board = Rc::new(Board::default());

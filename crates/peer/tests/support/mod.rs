@@ -201,7 +201,7 @@ impl Member {
         let mut config = Config::new(CLUSTER, id, vec![format!("http://{address}")], "3.7.1");
         configure(&mut config);
         let local = Arc::new(Recorder::default());
-        let transport = Transport::start(config, vec![listener], local.clone()).unwrap();
+        let transport = Transport::start(config, vec![listener.into()], local.clone()).unwrap();
         Self { id, address, local, transport }
     }
 

@@ -63,21 +63,6 @@ impl Config {
     /// Refuses what can be typed but not done yet: to run without it would surprise, or give data away.
     pub fn check_supported(&self) -> Result<(), Unsupported> {
         let refuse = |what: String| Err(Unsupported(what));
-        let listeners = [
-            &self.listen_peer_urls,
-            &self.listen_client_urls,
-            &self.listen_client_http_urls,
-            &self.listen_metrics_urls,
-        ];
-        // To listen without TLS where TLS was asked for would give data away.
-        if let Some(url) =
-            listeners.into_iter().flatten().find(|url| url.scheme().is_secure() || url.scheme().is_unix())
-        {
-            return refuse(format!("listening on {url}"));
-        }
-        if !self.listen_client_http_urls.is_empty() {
-            return refuse("--listen-client-http-urls".into());
-        }
         if !self.discovery.token.is_empty() {
             return refuse("--discovery-token (use --discovery or --discovery-srv)".into());
         }
@@ -87,7 +72,7 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Url;
+    use super::super::Discovery;
     use super::*;
 
     fn config() -> Config {
@@ -96,12 +81,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_is_refused() {
-        let tls = Config { listen_client_urls: Url::parse_list("https://127.0.0.1:1").unwrap(), ..config() };
-        assert!(
-            tls.check_supported()
-                .unwrap_err()
-                .to_string()
-                .starts_with("listening on https://127.0.0.1:1 is not supported")
+        let discovery = Discovery { token: "t".into(), ..Discovery::default() };
+        let refused = Config { discovery, ..config() }.check_supported().unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "--discovery-token (use --discovery or --discovery-srv) is not supported by this version of the server"
         );
         assert_eq!(config().check_supported(), Ok(()));
     }
