@@ -35,6 +35,9 @@ pub enum DiscoveryError {
     /// The size is no number, or none that makes a cluster.
     #[error("discovery: size key is bad")]
     BadSize,
+    /// Nobody has said how many members there will be.
+    #[error("discovery: size key not found")]
+    NoSize,
     /// There were others enough.
     #[error("discovery: cluster is full")]
     Full,

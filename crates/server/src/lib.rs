@@ -25,6 +25,7 @@ mod peers;
 mod permissions;
 mod proxy;
 mod queue;
+mod registry;
 mod run;
 mod security;
 #[cfg(feature = "simulation")]

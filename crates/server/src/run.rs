@@ -31,6 +31,7 @@ use crate::member::{Node, Settings};
 use crate::peers::{self, Link};
 use crate::permissions;
 use crate::proxy::{self, Proxy};
+use crate::registry;
 use crate::security::Security;
 use crate::upkeep::{self, Upkeep};
 use crate::versions;
@@ -174,15 +175,25 @@ async fn founders(config: &Config) -> Result<BTreeMap<String, Vec<Url>>, StartEr
         let list = list.map_err(StartError::Failed)?;
         return Ok(Config { initial_cluster: list, ..config.clone() }.initial_members()?);
     }
+    if !config.discovery.token.is_empty() && !config.is_initialized() {
+        let (id, pairs) = registration(config);
+        let list = registry::join(&config.discovery, id, &pairs).await?;
+        return Ok(Config { initial_cluster: list, ..config.clone() }.initial_members()?);
+    }
     if config.discovery.url.is_empty() || config.is_initialized() {
         return Ok(config.initial_members()?);
     }
     let place = discovery::Place::parse(&config.discovery.url, &config.discovery.proxy)?;
-    let urls = texts(&config.advertise_peer_urls);
-    let id = state::members::member_id(&urls, config.cluster_token());
-    let pairs: Vec<String> = urls.iter().map(|url| format!("{}={url}", config.name)).collect();
-    let list = aside("discovery", move || place.join(id, &pairs.join(","))).await??;
+    let (id, pairs) = registration(config);
+    let list = aside("discovery", move || place.join(id, &pairs)).await??;
     Ok(Config { initial_cluster: list, ..config.clone() }.initial_members()?)
+}
+
+/// What this member tells where members find each other: its ID, and `name=url` for each of its URLs.
+fn registration(config: &Config) -> (u64, String) {
+    let urls = texts(&config.advertise_peer_urls);
+    let pairs: Vec<String> = urls.iter().map(|url| format!("{}={url}", config.name)).collect();
+    (state::members::member_id(&urls, config.cluster_token()), pairs.join(","))
 }
 
 /// The address that `host:port` stands for; IPv4 where there is a choice.

@@ -61,9 +61,13 @@ impl Config {
     }
 
     /// What the IDs of the members and of the cluster are made of, besides URLs: a cluster that finds itself at a discovery
-    /// service has its URL there as the token.
+    /// service has its URL there, or its token there, as the token.
     pub fn cluster_token(&self) -> &str {
-        if self.discovery.url.is_empty() { &self.initial_cluster_token } else { &self.discovery.url }
+        let discovery = &self.discovery;
+        [&discovery.url, &discovery.token]
+            .into_iter()
+            .find(|token| !token.is_empty())
+            .unwrap_or(&self.initial_cluster_token)
     }
 
     /// [`Config::initial_members`] with a given way of looking up hosts.

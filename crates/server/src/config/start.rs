@@ -63,8 +63,9 @@ impl Config {
     /// Refuses what can be typed but not done yet: to run without it would surprise, or give data away.
     pub fn check_supported(&self) -> Result<(), Unsupported> {
         let refuse = |what: String| Err(Unsupported(what));
-        if !self.discovery.token.is_empty() {
-            return refuse("--discovery-token (use --discovery or --discovery-srv)".into());
+        let discovery = &self.discovery;
+        if !discovery.cert_file.is_empty() || !discovery.ca_file.is_empty() {
+            return refuse("--discovery-cert and --discovery-cacert".into());
         }
         Ok(())
     }
