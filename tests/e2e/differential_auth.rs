@@ -4,6 +4,7 @@ use keelson_tests::differential::{AuthSettings, run_auth};
 use keelson_tests::harness::{ours, reference};
 
 #[tokio::test]
+#[ignore = "with KEELSON_REFERENCE=/path/to/etcd of 3.7.1: older ones refuse watches in other words"]
 async fn users_may_do_what_they_may_do_on_the_real_etcd() {
     let Some(reference) = reference() else {
         eprintln!("skipped: there is no etcd to compare with; .ci/peers fetches one");
