@@ -160,6 +160,11 @@ impl Call {
                 return Err(Failure::arguments(format!("empty string is passed to --{name} option")));
             }
         }
+        let (key, cert) = (flags.text("key"), flags.text("cert"));
+        if key.is_empty() != cert.is_empty() {
+            let text = format!("KeyFile and CertFile must both be present[key: {key}, cert: {cert}]");
+            return Err(Failure::arguments(text));
+        }
         for name in ["cert", "cacert"] {
             let file = flags.text(name);
             if file.is_empty() {

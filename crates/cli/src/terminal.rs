@@ -79,7 +79,8 @@ pub fn open_error(path: &str, error: &io::Error) -> String {
     format!("open {path}: {reason}")
 }
 
-/// Asks for a password, which is not shown while it is typed. Where stdin is no terminal, reads a line.
+/// Asks for a password, which is not shown while it is typed. Where stdin is no terminal, reads a line. Ends the prompt's line
+/// in both cases, as etcd's tools do.
 pub fn ask_password(prompt: &str) -> io::Result<String> {
     print(prompt.as_bytes());
     let stdin = io::stdin();
@@ -93,8 +94,8 @@ pub fn ask_password(prompt: &str) -> io::Result<String> {
     let read = stdin.lock().read_line(&mut line);
     if let Some(shown) = &shown {
         tcsetattr(&stdin, OptionalActions::Flush, shown)?;
-        print(b"\n");
     }
     read?;
+    print(b"\n");
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }

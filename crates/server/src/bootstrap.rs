@@ -478,13 +478,8 @@ fn force_new_cluster(
         "forcing restart member: all other members are removed from the cluster, and what they alone know is lost"
     );
     let term = replay.hard_state.term;
-    let others = members.voters.iter().chain(&members.learners).filter(|id| **id != own);
-    let removals = others.map(|id| raftpb::ConfChange {
-        r#type: Some(raftpb::ConfChangeType::ConfChangeRemoveNode as i32),
-        node_id: Some(*id),
-        ..Default::default()
-    });
-    let mut changes: Vec<raftpb::ConfChange> = removals.collect();
+    // It comes first where it is not a member yet (a copy made by `etcdctl backup`): no voter may be the last to go.
+    let mut changes = Vec::new();
     if !members.voters.contains(&own) {
         let member =
             members::Member { id: own, peer_urls: vec!["http://localhost:2380".into()], ..members::Member::default() };
@@ -495,6 +490,12 @@ fn force_new_cluster(
             ..Default::default()
         });
     }
+    let others = members.voters.iter().chain(&members.learners).filter(|id| **id != own);
+    changes.extend(others.map(|id| raftpb::ConfChange {
+        r#type: Some(raftpb::ConfChangeType::ConfChangeRemoveNode as i32),
+        node_id: Some(*id),
+        ..Default::default()
+    }));
     let entries: Vec<Entry> = changes
         .into_iter()
         .zip(commit + 1..)

@@ -160,12 +160,12 @@ fn new_password(call: &Call, user: &str) -> Result<String, Failure> {
         return word.ok_or_else(|| Failure::arguments("unexpected newline"));
     }
     let password = terminal::ask_password(&format!("Password of {user}: ")).map_err(failed)?;
+    if password.is_empty() {
+        return Err(Failure::arguments("empty password"));
+    }
     let again = terminal::ask_password(&format!("Type password of {user} again for confirmation: ")).map_err(failed)?;
     if password != again {
         return Err(Failure::arguments("given passwords are different"));
-    }
-    if password.is_empty() {
-        return Err(Failure::arguments("empty password"));
     }
     Ok(password)
 }

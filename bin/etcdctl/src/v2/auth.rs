@@ -2,7 +2,7 @@
 
 use super::app::{Action as Does, Command};
 use super::cluster::{Action, Body, Cluster, Error};
-use super::context::{Context, Exit, ask_password, name_and_password};
+use super::context::{Context, Exit, name_and_password};
 use super::endpoint::clean;
 use super::flag::{Flag, list, switch, text};
 use cli::json::{Object, push_text};
@@ -149,7 +149,7 @@ fn read_password<T>(ask: impl FnOnce() -> std::io::Result<T>) -> Result<T, Exit>
 fn user_passwd(context: &Context) -> Result<(), Exit> {
     let name = user_name(context)?;
     let mut client = client(context)?;
-    let password = read_password(|| ask_password("New password: "))?;
+    let password = read_password(|| terminal::ask_password("New password: "))?;
     done(&mut client, &request("PUT", "users", name, user_json(name, &password, None)), &[200])?;
     terminal::say("Password updated");
     Ok(())

@@ -234,15 +234,6 @@ impl Context<'_> {
 pub fn name_and_password(prompt: &str, user: &str) -> std::io::Result<(String, String)> {
     match user.split_once(':') {
         Some((name, password)) => Ok((name.to_owned(), password.to_owned())),
-        None => Ok((user.to_owned(), ask_password(prompt)?)),
+        None => Ok((user.to_owned(), terminal::ask_password(prompt)?)),
     }
-}
-
-/// Asks for a password. Unlike the v3 tool this one ends the line also where nobody typed into it.
-pub fn ask_password(prompt: &str) -> std::io::Result<String> {
-    let password = terminal::ask_password(prompt)?;
-    if !std::io::IsTerminal::is_terminal(&std::io::stdin()) {
-        terminal::print(b"\n");
-    }
-    Ok(password)
 }
