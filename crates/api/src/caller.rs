@@ -1,6 +1,7 @@
 //! Who calls: what a connection and a request say about it, before anybody has checked it.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::header::AUTHORIZATION;
@@ -14,6 +15,8 @@ pub struct Client {
     pub common_name: Option<Arc<str>>,
     /// The connection is in TLS.
     pub is_secure: bool,
+    /// Its address.
+    pub remote: Option<SocketAddr>,
 }
 
 /// Who makes a call, as far as the call says: nothing of it has been checked.
@@ -21,6 +24,7 @@ pub struct Client {
 pub struct Caller {
     token: Option<HeaderValue>,
     common_name: Option<Arc<str>>,
+    remote: Option<SocketAddr>,
 }
 
 impl Caller {
@@ -29,7 +33,7 @@ impl Caller {
     pub fn of_grpc(metadata: &HeaderMap, client: &Client) -> Self {
         let token = metadata.get("token").or_else(|| metadata.get(AUTHORIZATION)).cloned();
         let is_translated = metadata.contains_key("grpcgateway-accept");
-        Self { token, common_name: client.common_name.clone().filter(|_| !is_translated) }
+        Self { token, common_name: client.common_name.clone().filter(|_| !is_translated), remote: client.remote }
     }
 
     /// Of a request to the JSON gateway with these headers. Certificates do not count there (CVE-2018-16886), so it does not ask
@@ -37,13 +41,18 @@ impl Caller {
     pub fn of_gateway(headers: &HeaderMap) -> Self {
         // grpc-gateway makes metadata of each header that begins so.
         let token = headers.get("grpc-metadata-token").or_else(|| headers.get(AUTHORIZATION)).cloned();
-        Self { token, common_name: None }
+        Self { token, common_name: None, remote: None }
     }
 
     /// The token that came with the call. One that is no text is the empty token, which nobody has.
     pub fn token(&self) -> Option<&str> {
         let token = self.token.as_ref()?.to_str().unwrap_or_default();
         Some(token.strip_prefix("Bearer ").unwrap_or(token))
+    }
+
+    /// The address that the call came from.
+    pub fn remote(&self) -> Option<SocketAddr> {
+        self.remote
     }
 
     /// The name in the certificate of the connection, if it may stand for a user.
@@ -70,7 +79,7 @@ mod tests {
     }
 
     fn alice() -> Client {
-        Client { common_name: Some("alice".into()), is_secure: true }
+        Client { common_name: Some("alice".into()), is_secure: true, remote: None }
     }
 
     #[test]

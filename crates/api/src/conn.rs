@@ -166,14 +166,15 @@ where
         .await;
         match event {
             Event::Requests => {
+                let arrived = Instant::now();
                 for (request, respond) in requests.drain(..) {
-                    grpc::begin(worker, &client, serves, &in_work, request, respond);
+                    grpc::begin(worker, &client, serves, &in_work, arrived.into_std(), request, respond);
                 }
                 if Rc::strong_count(&in_work) > most_in_work {
                     connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                 }
                 if let Some(keep_alive) = &mut keep_alive {
-                    keep_alive.seen();
+                    keep_alive.seen(arrived);
                 }
             }
             Event::Closing => {
@@ -217,8 +218,8 @@ impl KeepAlive {
         })
     }
 
-    fn seen(&mut self) {
-        self.seen = Instant::now();
+    fn seen(&mut self, now: Instant) {
+        self.seen = now;
     }
 
     /// Ready when a ping was not answered in time.

@@ -14,20 +14,26 @@
 //! A connection stays on the thread that accepted it. Answers come back from the apply thread through a [`Reply`], or
 //! many at once through an [`Outbox`].
 
+pub mod applies;
 mod auth;
 mod authority;
 pub mod caller;
 mod conn;
+pub mod durations;
 mod gateway;
 pub mod grpc;
 mod http1;
 mod http2;
 mod json;
+pub mod load;
+pub mod loggable;
 pub mod mailbox;
 pub mod member;
 pub mod metrics;
 pub mod ops;
+mod slow;
 pub mod status;
+pub mod timing;
 pub mod v2;
 pub mod worker;
 
@@ -40,6 +46,8 @@ pub use member::{
 };
 pub use metrics::Metrics;
 pub use ops::HttpOptions;
+pub use slow::threshold as slow_threshold;
+pub use timing::Passage;
 pub use v2::{FollowerStats, MessageRate, SelfStats};
 pub use worker::{Shared, Worker};
 

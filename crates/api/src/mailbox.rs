@@ -8,10 +8,12 @@ use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use state::Error;
 
 use crate::member::Outcome;
+use crate::timing::Passage;
 
 /// Names what waits for an answer, within one worker.
 pub type Ticket = u32;
@@ -23,6 +25,16 @@ pub struct Delivery {
     pub ticket: Ticket,
     /// The answer.
     pub outcome: Outcome,
+    /// What it took to get it, if it is that of a log entry.
+    pub passage: Option<Passage>,
+    /// The data of that entry, if it took so long that somebody may want to know.
+    pub entry: Option<Box<Bytes>>,
+}
+
+impl Delivery {
+    fn new(ticket: Ticket, outcome: Outcome) -> Self {
+        Self { ticket, outcome, passage: None, entry: None }
+    }
 }
 
 /// One worker's letter box; other threads drop answers in.
@@ -106,7 +118,7 @@ impl Reply {
     /// Answers now. Who has many answers at once uses an [`Outbox`].
     pub fn send(mut self, outcome: Outcome) {
         if let Some(mailbox) = self.mailbox.take() {
-            mailbox.push(Delivery { ticket: self.ticket, outcome });
+            mailbox.push(Delivery::new(self.ticket, outcome));
         }
     }
 }
@@ -114,7 +126,7 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         if let Some(mailbox) = self.mailbox.take() {
-            mailbox.push(Delivery { ticket: self.ticket, outcome: Err(Error::Stopped) });
+            mailbox.push(Delivery::new(self.ticket, Err(Error::Stopped)));
         }
     }
 }
@@ -133,9 +145,20 @@ impl Outbox {
     }
 
     /// Adds an answer; it is not seen before [`Outbox::flush`].
-    pub fn push(&mut self, mut reply: Reply, outcome: Outcome) {
+    pub fn push(&mut self, reply: Reply, outcome: Outcome) {
+        self.push_applied(reply, outcome, None, None);
+    }
+
+    /// Adds the answer of a log entry; see [`Delivery`].
+    pub fn push_applied(
+        &mut self,
+        mut reply: Reply,
+        outcome: Outcome,
+        passage: Option<Passage>,
+        entry: Option<Box<Bytes>>,
+    ) {
         let Some(mailbox) = reply.mailbox.take() else { return };
-        let delivery = Delivery { ticket: reply.ticket, outcome };
+        let delivery = Delivery { ticket: reply.ticket, outcome, passage, entry };
         match self.boxes.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &mailbox)) {
             Some((_, waiting)) => waiting.push(delivery),
             None => self.boxes.push((mailbox, vec![delivery])),
@@ -209,6 +232,6 @@ mod tests {
         let (mailbox, wakes) = (Mailbox::new(), Arc::new(Wakes::default()));
         drop(Reply::new(mailbox.clone(), 3));
         let taken = sleep_on(&mailbox, &wakes);
-        assert!(matches!(taken[..], [Delivery { ticket: 3, outcome: Err(Error::Stopped) }]));
+        assert!(matches!(taken[..], [Delivery { ticket: 3, outcome: Err(Error::Stopped), .. }]));
     }
 }

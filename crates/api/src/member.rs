@@ -4,6 +4,8 @@
 //! with a [`Reply`] and answered later, from any thread; whatever can be answered at once returns at once and must be
 //! quick, because it is called on the thread that serves thousands of other connections.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use proto::etcdserverpb::InternalRaftRequest;
 use proto::v2pb;
@@ -78,6 +80,10 @@ pub struct Limits {
     pub keepalive_interval_ms: u64,
     /// `--grpc-keepalive-timeout` in milliseconds: how long the answer to such a ping may take.
     pub keepalive_timeout_ms: u64,
+    /// `--warning-apply-duration`: reads that take longer are logged.
+    pub warning_apply: Duration,
+    /// `--warning-unary-request-duration`: calls that take longer are logged.
+    pub warning_unary_request: Duration,
 }
 
 impl Default for Limits {
@@ -91,6 +97,8 @@ impl Default for Limits {
             watch_progress_interval_ms: 600_000,
             keepalive_interval_ms: 7_200_000,
             keepalive_timeout_ms: 20_000,
+            warning_apply: Duration::from_millis(100),
+            warning_unary_request: Duration::from_millis(300),
         }
     }
 }

@@ -18,9 +18,13 @@ use prometheus::{
     TextEncoder, exponential_buckets, proto,
 };
 
+use crate::applies::{Applies, AppliesCollector};
+use crate::durations::{self, Durations};
 use crate::grpc::method::Method;
+use crate::load::{Load, LoadCollector, Stint};
 use crate::member::Member;
 use crate::status::Code;
+use crate::timing::Part;
 
 /// Declares the struct, registers each metric under its name, and documents it with its help text.
 macro_rules! metrics {
@@ -30,6 +34,12 @@ macro_rules! metrics {
         /// Every metric of the member; crate `server` and the API write to the handles, `/metrics` reads them.
         pub struct Metrics {
             $( #[doc = $help] pub $field: metrics!(@type $kind), )*
+            /// Who causes load.
+            pub load: Arc<Load>,
+            /// Of the apply actor.
+            pub applying: Stint,
+            /// How long entries took to apply; the apply actor writes it.
+            pub applies: Arc<Applies>,
             registry: Registry,
             calls: Arc<Calls>,
             /// The members that were known at the last scrape; held during one.
@@ -42,7 +52,11 @@ macro_rules! metrics {
                     let $field = metrics!(@new $kind $name, $help, [$($($label),+)?], [$($start, $factor, $count)?]);
                     registry.register(Box::new($field.clone()))?;
                 )*
-                Ok(Self { $($field,)* registry, calls, peers: Mutex::default() })
+                let load = Arc::new(Load::default());
+                registry.register(Box::new(LoadCollector::new(load.clone())))?;
+                let applies = Arc::new(Applies::default());
+                registry.register(Box::new(AppliesCollector::new(applies.clone())))?;
+                Ok(Self { $($field,)* load, applying: Stint::default(), applies, registry, calls, peers: Mutex::default() })
             }
         }
     };
@@ -79,6 +93,14 @@ metrics! {
     lease_renewed: counter "etcd_debugging_lease_renewed_total", "Lease renewals seen by the leader.";
     lease_revoked: counter "etcd_debugging_lease_revoked_total", "Leases revoked, expired ones included.";
     lease_ttl: histogram "etcd_debugging_lease_ttl_total" (1.0, 2.0, 24), "TTLs granted, in seconds.";
+    debugging_db_size: gauge "etcd_debugging_mvcc_db_total_size_in_bytes", "Bytes of the store's files, under the name of etcd 3.4.";
+    debugging_deletes: counter "etcd_debugging_mvcc_delete_total", "Deletions applied, under the name of etcd 3.4.";
+    debugging_puts: counter "etcd_debugging_mvcc_put_total", "Puts applied, under the name of etcd 3.4.";
+    debugging_ranges: counter "etcd_debugging_mvcc_range_total", "Ranges answered, under the name of etcd 3.4 and 3.5.";
+    debugging_txns: counter "etcd_debugging_mvcc_txn_total", "Transactions applied, under the name of etcd 3.4.";
+    http_received: counters "etcd_http_received_total" ["method"], "Requests of the v2 API.";
+    http_failed: counters "etcd_http_failed_total" ["method", "code"], "Requests of the v2 API that were refused.";
+    http_successful: histograms "etcd_http_successful_duration_seconds" ["method"] (0.0005, 2.0, 13), "Duration of requests of the v2 API that were not refused.";
     compact_revision: gauge "etcd_debugging_mvcc_compact_revision", "Revision of the last compaction.";
     current_revision: gauge "etcd_debugging_mvcc_current_revision", "Newest revision of the store.";
     compaction_keys: counter "etcd_debugging_mvcc_db_compaction_keys_total", "Versions dropped by compactions.";
@@ -98,7 +120,7 @@ metrics! {
     snap_marshalling: histogram "etcd_debugging_snap_save_marshalling_duration_seconds" (0.001, 2.0, 14), "Time to encode a .snap file.";
     snap_save_total: histogram "etcd_debugging_snap_save_total_duration_seconds" (0.001, 2.0, 14), "Time to write a .snap file.";
 
-    backend_commit: histogram "etcd_disk_backend_commit_duration_seconds" (0.001, 2.0, 14), "Duration of a synced flush of the store.";
+    backend_commit: histogram "etcd_disk_backend_commit_duration_seconds" (0.001, 2.0, 14), "Duration of handing to the file system what was applied; every 100 ms while something is.";
     defrag: histogram "etcd_disk_backend_defrag_duration_seconds" (0.1, 2.0, 13), "Duration of a defragmentation.";
     backend_snapshot: histogram "etcd_disk_backend_snapshot_duration_seconds" (0.01, 2.0, 17), "Duration of sending a snapshot.";
     defrag_inflight: gauge "etcd_disk_defrag_inflight", "Whether a defragmentation is running.";
@@ -134,7 +156,6 @@ metrics! {
     snapshot_send_success: counters "etcd_network_snapshot_send_success" ["To"], "Snapshots sent.";
     snapshot_send_total: histograms "etcd_network_snapshot_send_total_duration_seconds" ["To"] (0.1, 2.0, 10), "Duration of sending a snapshot.";
 
-    apply: histograms "etcd_server_apply_duration_seconds" ["version", "op", "success"] (0.0001, 2.0, 20), "Duration of applying a request.";
     client_requests: counters "etcd_server_client_requests_total" ["type", "client_api_version"], "Requests by the version of the client.";
     feature_enabled: gauges "etcd_server_feature_enabled" ["name", "stage"], "Whether a feature gate is on.";
     has_leader: gauge "etcd_server_has_leader", "Whether there is a leader.";
@@ -154,7 +175,6 @@ metrics! {
     proposals_failed: counter "etcd_server_proposals_failed_total", "Proposals that failed.";
     proposals_pending: gauge "etcd_server_proposals_pending", "Proposals under way.";
     quota_bytes: gauge "etcd_server_quota_backend_bytes", "Size of the store at which writes are refused.";
-    range_duration: histograms "etcd_server_range_duration_seconds" ["success"] (0.0001, 2.0, 20), "Duration of a range.";
     read_indexes_failed: counter "etcd_server_read_indexes_failed_total", "Read barriers that failed.";
     request_duration: histograms "etcd_server_request_duration_seconds" ["type", "success"] (0.001, 2.0, 14), "Duration of a request.";
     slow_apply_total: counter "etcd_server_slow_apply_total", "Requests that took more than 100 ms to apply.";
@@ -177,9 +197,6 @@ impl Metrics {
             .and_then(|()| registry.register(Box::new(ProcessCollector::new())))
             .and_then(|()| Self::register(calls, registry))
             .expect("names and buckets are constants, and no name occurs twice");
-        // These exist before they have a value, so that a dashboard shows 0 and not a gap.
-        metrics.range_duration.with_label_values(&["true"]);
-        metrics.range_duration.with_label_values(&["false"]);
         Arc::new(metrics)
     }
 
@@ -195,11 +212,6 @@ impl Metrics {
         self.calls.handling.as_ref().map(|(_, by_method)| &by_method[method as usize])
     }
 
-    /// Whether durations of calls are measured.
-    pub(crate) fn measures_handling(&self) -> bool {
-        self.calls.handling.is_some()
-    }
-
     /// Everything in the text format, after the gauges that mirror the member's state have been brought up to date.
     pub fn scrape(&self, member: &dyn Member) -> Vec<u8> {
         let status = member.status();
@@ -211,6 +223,14 @@ impl Metrics {
         self.proposals_committed.set(status.raft_index as i64);
         self.quota_bytes.set(status.quota_bytes);
         self.db_total_size.set(status.db_size);
+        self.debugging_db_size.set(status.db_size);
+        self.auth_revision.set(i64::try_from(reader.auth().revision()).unwrap_or(i64::MAX));
+        raise(&self.compaction_keys, reader.store().versions_dropped());
+        raise(&self.debugging_deletes, self.deletes.get());
+        raise(&self.debugging_puts, self.puts.get());
+        raise(&self.debugging_ranges, self.ranges.get());
+        raise(&self.debugging_txns, self.txns.get());
+        self.keys.set(i64::try_from(reader.store().indexed_keys()).unwrap_or(i64::MAX));
         self.db_in_use.set(status.db_size_in_use);
         self.current_revision.set(reader.revision());
         self.compact_revision.set(reader.compact_revision());
@@ -298,11 +318,11 @@ impl Single {
         self.0.store(self.0.load(Relaxed).wrapping_add(count), Relaxed);
     }
 
-    fn set(&self, value: u64) {
+    pub(crate) fn set(&self, value: u64) {
         self.0.store(value, Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }
@@ -311,6 +331,11 @@ impl Single {
 #[derive(Debug)]
 pub struct CallCounters {
     methods: Vec<MethodCounters>,
+    /// This worker's unfinished quantum; see [`Load`].
+    pub(crate) stint: Stint,
+    parts: [Durations; Part::ALL.len()],
+    /// Ranges that failed and that did not.
+    ranges: [Durations; 2],
     received_bytes: Single,
     sent_bytes: Single,
     watch_streams: Single,
@@ -330,6 +355,9 @@ impl CallCounters {
     fn new() -> Self {
         Self {
             methods: Method::ALL.iter().map(|_| MethodCounters::default()).collect(),
+            stint: Stint::default(),
+            parts: Default::default(),
+            ranges: Default::default(),
             received_bytes: Single::default(),
             sent_bytes: Single::default(),
             watch_streams: Single::default(),
@@ -343,6 +371,16 @@ impl CallCounters {
         self.watch_streams.set(streams as u64);
         self.watchers.set(watchers as u64);
         self.slow_watchers.set(slow as u64);
+    }
+
+    /// So long a part of a request took.
+    pub(crate) fn took(&self, part: Part, duration: Duration) {
+        self.parts[part as usize].observe(duration);
+    }
+
+    /// So long a range took, without what it waited for.
+    pub(crate) fn ranged(&self, success: bool, duration: Duration) {
+        self.ranges[usize::from(success)].observe(duration);
     }
 
     /// A call began.
@@ -390,7 +428,14 @@ impl Calls {
                 .collect();
             (family, by_method)
         });
-        Self { workers: Mutex::default(), handling, descs: FAMILIES.iter().map(|family| family.desc()).collect() }
+        Self { workers: Mutex::default(), handling, descs: Self::descs() }
+    }
+
+    fn descs() -> Vec<Desc> {
+        let mut descs: Vec<_> = FAMILIES.iter().map(Family::desc).collect();
+        descs.push(durations::desc(PARTS, PARTS_HELP, &["part", "type"]));
+        descs.push(durations::desc(RANGES, RANGES_HELP, &["success"]));
+        descs
     }
 }
 
@@ -426,6 +471,12 @@ const FAMILIES: [Family; 6] = [
     Family { name: "etcd_network_client_grpc_received_bytes_total", help: "Bytes received from clients.", labels: &[] },
     Family { name: "etcd_network_client_grpc_sent_bytes_total", help: "Bytes sent to clients.", labels: &[] },
 ];
+
+/// Where the time of requests goes; see [`crate::timing`].
+const PARTS: &str = "keelson_request_part_duration_seconds";
+const PARTS_HELP: &str = "What requests spent their time on; the parts of a request sum to its whole.";
+const RANGES: &str = "etcd_server_range_duration_seconds";
+const RANGES_HELP: &str = "Duration of a range.";
 
 struct CallCollector(Arc<Calls>);
 
@@ -466,6 +517,16 @@ impl Collector for CallCollector {
             received_bytes.of(vec![counter(Vec::new(), sum(&|worker| worker.received_bytes.get()))]),
             sent_bytes.of(vec![counter(Vec::new(), sum(&|worker| worker.sent_bytes.get()))]),
         ];
+        let parts = Part::ALL.iter().map(|&part| {
+            let (name, kind) = part.labels();
+            let of_workers = workers.iter().map(|worker| &worker.parts[part as usize]);
+            durations::metric(vec![label("part", name), label("type", kind)], of_workers)
+        });
+        families.push(family(PARTS, PARTS_HELP, proto::MetricType::HISTOGRAM, parts.collect()));
+        let ranges = ["false", "true"].into_iter().enumerate().map(|(place, success)| {
+            durations::metric(vec![label("success", success)], workers.iter().map(|worker| &worker.ranges[place]))
+        });
+        families.push(family(RANGES, RANGES_HELP, proto::MetricType::HISTOGRAM, ranges.collect()));
         if let Some((family, _)) = &self.0.handling {
             families.extend(family.collect());
         }
@@ -473,7 +534,7 @@ impl Collector for CallCollector {
     }
 }
 
-fn label(name: &str, value: &str) -> proto::LabelPair {
+pub(crate) fn label(name: &str, value: &str) -> proto::LabelPair {
     let mut pair = proto::LabelPair::default();
     pair.set_name(name.into());
     pair.set_value(value.into());
@@ -503,7 +564,12 @@ fn gauge(value: f64) -> proto::Metric {
     proto::Metric::from_gauge(gauge)
 }
 
-fn family(name: &str, help: &str, kind: proto::MetricType, metrics: Vec<proto::Metric>) -> proto::MetricFamily {
+pub(crate) fn family(
+    name: &str,
+    help: &str,
+    kind: proto::MetricType,
+    metrics: Vec<proto::Metric>,
+) -> proto::MetricFamily {
     let mut family = proto::MetricFamily::default();
     family.set_name(name.into());
     family.set_help(help.into());

@@ -14,6 +14,7 @@ use std::collections::BinaryHeap;
 use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use proto::etcdserverpb::{InternalRaftRequest, RangeRequest, RangeResponse, ResponseHeader};
@@ -32,7 +33,9 @@ use crate::grpc::{Read, answer_applied};
 use crate::mailbox::{Delivery, Mailbox, Reply, Ticket};
 use crate::member::{Answer, Member, Outcome};
 use crate::metrics::{CallCounters, Metrics};
+use crate::slow::{Subject, TRACES_PER_SECOND};
 use crate::status::Code;
+use crate::timing::Way;
 
 /// Size of the buffer that small responses are cut from.
 const ARENA_BYTES: usize = 64 << 10;
@@ -71,6 +74,8 @@ pub struct Worker {
     /// Something was asked of the member in this turn.
     asked: Notify,
     arena: RefCell<BytesMut>,
+    /// When the last second with traces began, and how many it has.
+    traces: Cell<(std::time::Instant, u32)>,
 }
 
 /// Who waits for a delivery.
@@ -80,8 +85,8 @@ enum Waiting {
     Call(Responder),
     /// A read that runs when the barrier it hangs on is passed.
     Read(Responder, Unguarded<Read>),
-    /// The barrier for these reads.
-    Barrier(Vec<Ticket>),
+    /// The barrier for these reads, and when it was asked for.
+    Barrier(Vec<Ticket>, Instant),
     /// A task of this worker.
     Task(oneshot::Sender<Outcome>),
     /// Nobody any more.
@@ -115,6 +120,7 @@ impl Worker {
             deadline_moved: Notify::new(),
             asked: Notify::new(),
             arena: RefCell::new(BytesMut::with_capacity(ARENA_BYTES)),
+            traces: Cell::new((std::time::Instant::now(), 0)),
         })
     }
 
@@ -185,7 +191,7 @@ impl Worker {
             barrier.under_way = true;
             mem::take(&mut barrier.next)
         };
-        let ticket = self.register(Waiting::Barrier(reads), None);
+        let ticket = self.register(Waiting::Barrier(reads, Instant::now()), None);
         self.member().read_index(self.reply(ticket));
     }
 
@@ -256,21 +262,32 @@ impl Worker {
         }
     }
 
-    fn hand_over(self: &Rc<Self>, Delivery { ticket, outcome }: Delivery) {
+    fn hand_over(self: &Rc<Self>, Delivery { ticket, outcome, passage, entry }: Delivery) {
         let waiting = self.waiting.borrow_mut().remove(ticket);
         match waiting {
-            Waiting::Call(responder) => match outcome {
-                Ok(Answer::Applied(response)) => answer_applied(self, responder, response),
-                Ok(other) => responder.refuse(self, mismatched(&other)),
-                Err(error) => responder.refuse(self, error),
-            },
-            Waiting::Barrier(reads) => {
+            Waiting::Call(mut responder) => {
+                if let Some(passage) = passage {
+                    responder.way = Way::Entry(passage);
+                }
+                let subject = entry.as_ref().map_or(Subject::Unknown, |entry| Subject::Entry(entry));
+                match outcome {
+                    Ok(Answer::Applied(response)) => answer_applied(self, responder, response, subject),
+                    Ok(other) => responder.refuse(self, mismatched(&other)),
+                    Err(error) => responder.refuse_about(self, error, subject),
+                }
+            }
+            Waiting::Barrier(reads, asked) => {
+                let (asked, passed) = (asked.into_std(), Instant::now().into_std());
+                self.count_barrier(outcome.is_ok(), passed.saturating_duration_since(asked));
                 self.barrier.borrow_mut().under_way = false;
                 self.begin_barrier();
                 for ticket in reads {
                     let waiting = self.waiting.borrow_mut().remove(ticket);
                     match (waiting, &outcome) {
-                        (Waiting::Read(responder, read), Ok(_)) => read.run(self, responder),
+                        (Waiting::Read(mut responder, read), Ok(_)) => {
+                            responder.way = Way::Barrier { asked, passed };
+                            read.run(self, responder);
+                        }
                         (Waiting::Read(responder, _), Err(error)) => responder.refuse(self, error),
                         (Waiting::Gone, _) => {}
                         (other, _) => unreachable!("a barrier holds reads, not {other:?}"),
@@ -374,19 +391,31 @@ impl Worker {
 
     // --- counting ---
 
-    /// A call has ended.
-    pub(crate) fn finished(&self, method: Method, started: Option<Instant>, code: Code) {
-        self.counters.handled(method, code);
-        if let Some(started) = started
-            && let Some(histogram) = self.shared.metrics.handling(method)
-        {
-            histogram.observe(started.elapsed().as_secs_f64());
+    fn count_barrier(&self, passed: bool, took: Duration) {
+        let metrics = &self.shared.metrics;
+        if !passed {
+            metrics.read_indexes_failed.inc();
+        }
+        if took >= Duration::from_millis(self.member().limits().request_timeout_ms) {
+            metrics.slow_read_indexes.inc();
         }
     }
 
-    /// When a call began, if durations are measured.
-    pub(crate) fn start_time(&self) -> Option<Instant> {
-        self.shared.metrics.measures_handling().then(Instant::now)
+    /// Whether one more trace may be written at this moment.
+    pub(crate) fn may_trace(&self, now: std::time::Instant) -> bool {
+        let (since, written) = self.traces.get();
+        let (since, written) =
+            if now.saturating_duration_since(since) > Duration::from_secs(1) { (now, 0) } else { (since, written) };
+        self.traces.set((since, written + 1));
+        written < TRACES_PER_SECOND
+    }
+
+    /// A call has ended.
+    pub(crate) fn finished(&self, method: Method, took: impl FnOnce() -> Duration, code: Code) {
+        self.counters.handled(method, code);
+        if let Some(histogram) = self.shared.metrics.handling(method) {
+            histogram.observe(took().as_secs_f64());
+        }
     }
 }
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use api::{Answer, Outbox};
+use api::{Answer, Outbox, Passage};
+use bytes::Bytes;
 use disk::{Disk, Open};
 use prost::Message as _;
 use proto::raftpb;
@@ -16,7 +17,10 @@ use wal::snap::SnapFile;
 use wal::{Entry, EntryKind};
 
 use crate::consensus::Event;
+use crate::flights::Landed;
+use crate::host::{Answered, Answers};
 use crate::member::Node;
+use crate::stopwatch::Stopwatch;
 use crate::upkeep::UpkeepJob;
 
 /// Why the apply actor cannot go on.
@@ -34,8 +38,8 @@ const FLUSH_AFTER: Duration = Duration::from_millis(100);
 /// Work for the apply actor.
 #[derive(Debug)]
 pub(crate) enum ApplyJob {
-    /// Committed entries, in order.
-    Entries(Vec<Entry>),
+    /// Committed entries, in order, and what their way through the log took.
+    Entries(Vec<Entry>, Landed),
     /// A snapshot from the leader takes the place of the state. Its bbolt file lies in the snapshot directory.
     Install(raft_driver::Snapshot),
 }
@@ -102,8 +106,8 @@ pub(crate) struct Applier {
 /// What applying a batch has brought about.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
-    /// Answers by request ID.
-    pub(crate) answers: Vec<(u64, Result<Answer, Error>)>,
+    /// Answers to requests.
+    pub(crate) answers: Vec<Answered>,
     /// Conf changes that are now in force, and what they did.
     pub(crate) conf_changes: Vec<(Entry, MemberChange)>,
     /// Physical compactions whose client waits until their work is done.
@@ -136,8 +140,13 @@ impl Applier {
         Self { state, reader, applied, conf_state, snapshot_index, snapshot_count }
     }
 
-    /// Applies committed entries in order.
-    pub(crate) fn apply(&mut self, entries: Vec<Entry>, effects: &mut Effects) -> Result<(), Fatal> {
+    /// Applies committed entries in order. `stopwatch` is told of each.
+    pub(crate) fn apply(
+        &mut self,
+        entries: Vec<Entry>,
+        effects: &mut Effects,
+        stopwatch: &mut Stopwatch<'_>,
+    ) -> Result<(), Fatal> {
         for entry in entries {
             if entry.index <= self.applied {
                 continue;
@@ -148,7 +157,8 @@ impl Applier {
                     let Applied { request_id, result, raise_no_space } =
                         self.state.apply(entry.index, entry.term, &entry.data)?;
                     effects.raise_no_space |= raise_no_space;
-                    self.answer(request_id, result, effects);
+                    let passage = stopwatch.applied(entry.index, &entry.data, &result);
+                    self.answer(request_id, result, passage, entry.data, effects);
                 }
                 EntryKind::ConfChange => self.apply_conf_change(&entry, effects)?,
                 // etcd never writes these; one that comes all the same is a no-op on every member alike.
@@ -165,7 +175,14 @@ impl Applier {
         Ok(())
     }
 
-    fn answer(&mut self, id: u64, result: Result<Response, Error>, effects: &mut Effects) {
+    fn answer(
+        &mut self,
+        id: u64,
+        result: Result<Response, Error>,
+        passage: Option<Passage>,
+        data: Bytes,
+        effects: &mut Effects,
+    ) {
         if id == 0 {
             return;
         }
@@ -173,7 +190,10 @@ impl Applier {
             Ok(response @ Response::Compact { physical: true, .. }) => {
                 effects.compactions.push((id, Answer::Applied(response)));
             }
-            result => effects.answers.push((id, result.map(Answer::Applied))),
+            result => {
+                let outcome = result.map(Answer::Applied);
+                effects.answers.push(Answered { id, outcome, passage, data });
+            }
         }
     }
 
@@ -185,8 +205,9 @@ impl Applier {
         let next = raft_driver::next_conf_state(&self.conf_state, &change);
         let changed = self.state.apply_conf_change(entry.index, entry.term, &change, next.encode_to_vec().into())?;
         if changed.request_id != 0 {
-            let answer = changed.result.map(|members| Answer::Members { added: None, members });
-            effects.answers.push((changed.request_id, answer));
+            let outcome = changed.result.map(|members| Answer::Members { added: None, members });
+            let id = changed.request_id;
+            effects.answers.push(Answered { id, outcome, passage: None, data: Bytes::new() });
         }
         if !matches!(changed.change, MemberChange::None) {
             self.conf_state = next;
@@ -277,7 +298,7 @@ fn is_little(jobs: &VecDeque<ApplyJob>) -> bool {
         return false;
     }
     let mut entries =
-        jobs.iter().filter_map(|job| if let ApplyJob::Entries(e) = job { Some(e) } else { None }).flatten();
+        jobs.iter().filter_map(|job| if let ApplyJob::Entries(e, _) = job { Some(e) } else { None }).flatten();
     let is_small_put =
         |e: &Entry| e.kind == EntryKind::Normal && e.data.len() <= SMALL_BYTES && e.data.first() == Some(&PUT_TAG);
     entries.by_ref().take(FEW).all(is_small_put) && entries.next().is_none()
@@ -297,15 +318,15 @@ pub(crate) fn apply_little(node: &Node) {
     }
     drop(guard);
     if was_clean {
-        node.apply_queue.push(ApplyJob::Entries(Vec::new()));
+        node.apply_queue.push(ApplyJob::Entries(Vec::new(), Landed::default()));
     }
 }
 
 /// Counts what was applied, for the metrics.
-fn count(node: &Node, answers: &[(u64, Result<Answer, Error>)]) {
+fn count(node: &Node, answers: &Answers) {
     let (mut puts, mut deletes, mut txns) = (0, 0, 0);
-    for (_, outcome) in answers {
-        match outcome {
+    for answered in answers {
+        match &answered.outcome {
             Ok(Answer::Applied(Response::Put(_))) => puts += 1,
             Ok(Answer::Applied(Response::DeleteRange(_))) => deletes += 1,
             Ok(Answer::Applied(Response::Txn(_))) => txns += 1,
@@ -314,6 +335,7 @@ fn count(node: &Node, answers: &[(u64, Result<Answer, Error>)]) {
                 node.metrics.lease_ttl.observe(granted.ttl as f64);
             }
             Ok(Answer::Applied(Response::LeaseRevoke(_))) => node.metrics.lease_revoked.inc(),
+            Ok(Answer::Applied(Response::Compact { .. })) => node.compaction_begins(),
             _ => {}
         }
     }
@@ -333,7 +355,7 @@ impl Runner {
         }
         while let Some(job) = self.jobs.pop_front() {
             match job {
-                ApplyJob::Entries(entries) => self.apply(node, entries)?,
+                ApplyJob::Entries(entries, landed) => self.apply(node, entries, &landed)?,
                 ApplyJob::Install(snapshot) => self.install(node, &snapshot)?,
             }
         }
@@ -343,12 +365,11 @@ impl Runner {
         Ok(())
     }
 
-    fn apply(&mut self, node: &Node, entries: Vec<Entry>) -> Result<(), ApplyError> {
+    fn apply(&mut self, node: &Node, entries: Vec<Entry>, landed: &Landed) -> Result<(), ApplyError> {
         let mut effects = Effects::default();
-        let before = Instant::now();
         let mut gate = node.between_entries.lock();
-        self.applier.apply(entries, &mut effects)?;
-        let took = before.elapsed();
+        let mut stopwatch = Stopwatch::start(&node.metrics, node.settings.limits.warning_apply, landed);
+        self.applier.apply(entries, &mut effects, &mut stopwatch)?;
         if !effects.conf_changes.is_empty() {
             gate.clone_from(&self.applier.conf_state);
         }
@@ -364,23 +385,24 @@ impl Runner {
         for (_, change) in effects.conf_changes {
             node.membership_changed(&change);
         }
+        let compacts = !effects.compactions.is_empty();
         for (id, answer) in effects.compactions {
             node.waiters.hold_compaction(id, answer);
             node.upkeep_queue.push(UpkeepJob::Wake);
         }
         node.host.saw_applied(self.applier.applied(), &effects.answers);
         count(node, &effects.answers);
-        node.waiters.answer(&mut effects.answers, &mut self.replies);
+        if compacts {
+            node.compaction_begins();
+        }
+        node.metrics.total_put_size.set(i64::try_from(self.applier.state.put_bytes()).unwrap_or(i64::MAX));
+        node.waiters.answer(&mut effects.answers, node.long_ms(), &mut self.replies);
         self.replies.flush();
         if effects.raise_no_space {
             node.raise_nospace();
         }
         if let Some(plan) = effects.snapshot {
             node.upkeep_queue.push(UpkeepJob::Snapshot(Box::new(plan)));
-        }
-        if took > node.settings.warning_apply_duration {
-            tracing::warn!(took = ?took, "expected-duration" = ?node.settings.warning_apply_duration, "apply request took too long");
-            node.metrics.slow_apply_total.inc();
         }
         Ok(())
     }
@@ -415,7 +437,9 @@ impl Runner {
 
     fn flush_if_due(&mut self, node: &Node) -> Result<(), Fatal> {
         if self.flush_in(node) == Some(Duration::ZERO) {
+            let begun = Instant::now();
             self.applier.flush()?;
+            node.metrics.backend_commit.observe(begun.elapsed().as_secs_f64());
             self.dirty_since = None;
         }
         Ok(())

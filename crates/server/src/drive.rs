@@ -14,6 +14,7 @@ use proto::raftpb;
 
 use crate::applier::{self, ApplyJob};
 use crate::consensus::{Consensus, Event, Outbox};
+use crate::flights::Flights;
 use crate::log_writer::LogJob;
 use crate::member::Node;
 use crate::upkeep::UpkeepJob;
@@ -24,11 +25,13 @@ pub(crate) struct Core {
     consensus: Consensus,
     events: VecDeque<Event>,
     out: Outbox,
+    /// What is on its way through the log.
+    flights: Flights,
 }
 
 impl Core {
     pub(crate) fn new(consensus: Consensus) -> Self {
-        Self { consensus, events: VecDeque::new(), out: Outbox::default() }
+        Self { consensus, events: VecDeque::new(), out: Outbox::default(), flights: Flights::default() }
     }
 
     /// Where consensus stands.
@@ -47,11 +50,12 @@ impl Core {
             for event in self.events.drain(..) {
                 if let Event::Persisted(number) = event {
                     node.log_synced.store(number, Ordering::SeqCst);
+                    self.flights.synced(number);
                 }
                 self.consensus.handle(event);
             }
             self.consensus.finish(applied, &mut self.out);
-            pass_on(node, &self.consensus, &mut self.out);
+            pass_on(node, &self.consensus, &mut self.out, &mut self.flights);
             // The apply thread stores how far it is and then looks whether anybody waits; here it is said that somebody
             // waits and then looked again, so one of the two sees the other.
             if !self.consensus.wants_applied() || node.applied.load(Ordering::SeqCst) == applied {
@@ -146,9 +150,10 @@ fn heartbeats_late(node: &Node, since: Duration) {
     );
 }
 
-fn pass_on(node: &Node, consensus: &Consensus, out: &mut Outbox) {
+fn pass_on(node: &Node, consensus: &Consensus, out: &mut Outbox, flights: &mut Flights) {
     node.send(std::mem::take(&mut out.messages));
     for batch in out.log.drain(..) {
+        flights.begin(&batch);
         node.log_sent.store(batch.number, Ordering::SeqCst);
         node.log_queue.push(LogJob::Append(batch));
     }
@@ -165,7 +170,8 @@ fn pass_on(node: &Node, consensus: &Consensus, out: &mut Outbox) {
     if !out.committed.is_empty() {
         node.host.saw_committed(&out.committed);
         // Who runs the actor wakes the apply thread when it has let go of it, or does its work.
-        node.apply_queue.push_quietly(ApplyJob::Entries(std::mem::take(&mut out.committed)));
+        let flights = flights.committed(&out.committed);
+        node.apply_queue.push_quietly(ApplyJob::Entries(std::mem::take(&mut out.committed), flights));
     }
     out.replies.flush();
     node.reads_wait_for_apply.store(consensus.wants_applied(), Ordering::SeqCst);

@@ -5,15 +5,28 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use api::{Answer, PeerTraffic};
+use api::{Answer, Passage, PeerTraffic};
 use bytes::Bytes;
 use peer::{BoxFuture, CallError, Caller, Dialer, RemainingLease};
 use proto::raftpb;
 use state::Error;
 use wal::Entry;
 
-/// Answers to applied entries, by request ID.
-pub type Answers = [(u64, Result<Answer, Error>)];
+/// Answers to applied entries.
+pub type Answers = [Answered];
+
+/// The answer to an entry that was applied.
+#[derive(Debug)]
+pub struct Answered {
+    /// The ID of the request in it.
+    pub id: u64,
+    /// What came of it.
+    pub outcome: Result<Answer, Error>,
+    /// What it took to get here; `None` if that is not known.
+    pub(crate) passage: Option<Passage>,
+    /// The entry's data.
+    pub(crate) data: Bytes,
+}
 
 /// A database image on its way to another member.
 pub type Pieces = Box<dyn Iterator<Item = std::io::Result<Bytes>> + Send>;

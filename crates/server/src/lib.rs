@@ -13,6 +13,7 @@ mod discovery;
 mod dns_cluster;
 mod downgrade;
 mod drive;
+mod flights;
 pub mod host;
 mod image;
 mod listen;
@@ -30,6 +31,7 @@ mod run;
 mod security;
 #[cfg(feature = "simulation")]
 pub mod simulated;
+mod stopwatch;
 mod takeover;
 mod upkeep;
 mod versions;

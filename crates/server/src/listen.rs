@@ -219,6 +219,7 @@ async fn serve(shared: Arc<Shared>, mut connections: mpsc::Receiver<Accepted>) {
         open.set(open.get() + 1);
         tokio::task::spawn_local(async move {
             if let Some((stream, client)) = begin(socket, remote, way, &handshakes).await {
+                let client = api::Client { remote, ..client };
                 match purpose {
                     Purpose::Client => api::serve_connection(stream, worker, client, Serves::Everything).await,
                     Purpose::Grpc => api::serve_connection(stream, worker, client, Serves::Grpc).await,
@@ -258,7 +259,7 @@ async fn begin(
         }
         match acceptor.accept(socket, remote.map(|remote| remote.ip())).await {
             Ok((stream, verified)) => {
-                let client = api::Client { common_name: verified.common_name, is_secure: true };
+                let client = api::Client { common_name: verified.common_name, is_secure: true, remote };
                 Some((stream, client))
             }
             Err(refused) => {

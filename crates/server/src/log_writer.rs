@@ -125,6 +125,9 @@ fn append(node: &Node, wal: &mut Wal, batch: LogBatch) -> Result<(), LogError> {
     debug_assert!(synced.waited() || batch.entries.is_empty(), "entries are synced before they are reported");
     if synced.waited() {
         node.metrics.wal_fsync_duration.observe(took.as_secs_f64());
+        // The write and the sync are one step here, and nearly all of it is the sync.
+        node.metrics.wal_write.observe(took.as_secs_f64());
+        node.metrics.wal_write_bytes.set(i64::try_from(wal.stats().bytes_written).unwrap_or(i64::MAX));
     }
     if took > SLOW_SYNC {
         tracing::warn!(took = ?took, "expected-duration" = ?SLOW_SYNC, "slow fdatasync");

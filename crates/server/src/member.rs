@@ -56,7 +56,6 @@ pub(crate) struct Settings {
     pub(crate) token_ttl_ms: u64,
     pub(crate) snapshot_catchup_entries: u64,
     pub(crate) tick: Duration,
-    pub(crate) warning_apply_duration: Duration,
     pub(crate) quota_bytes: i64,
     /// How other members are called.
     pub(crate) dialer: peer::Dialer,
@@ -129,6 +128,8 @@ pub(crate) struct Node {
     pub(crate) reads_wait_for_apply: AtomicBool,
     pub(crate) last_snapshot: AtomicU64,
     nospace_asked_ms: AtomicU64,
+    /// When the compaction began that is being carried out, by [`Member::now_ms`]; 0 = none is.
+    pub(crate) compacting_since_ms: AtomicU64,
     phase: AtomicU8,
     phase_changed: Condvar,
     phase_lock: Mutex<Option<String>>,
@@ -206,6 +207,7 @@ impl Node {
             reads_wait_for_apply: AtomicBool::new(false),
             last_snapshot: AtomicU64::new(0),
             nospace_asked_ms: AtomicU64::new(0),
+            compacting_since_ms: AtomicU64::new(0),
             phase: AtomicU8::new(STARTING),
             phase_changed: Condvar::new(),
             phase_lock: Mutex::new(None),
@@ -441,6 +443,38 @@ impl Node {
         }
     }
 
+    /// A compaction was applied; its work is done by and by.
+    pub(crate) fn compaction_begins(&self) {
+        self.metrics.compaction_last.set(self.wall_clock_ns() / 1_000_000_000);
+        // One that comes while another is carried out is carried out with it.
+        if self.compacting_since_ms.load(Ordering::Acquire) == 0 {
+            self.compacting_since_ms.store(self.now_ms(), Ordering::Release);
+        }
+    }
+
+    /// Some of the work was done, in this time.
+    pub(crate) fn compaction_went_on(&self, took: Duration) {
+        let since_ms = self.compacting_since_ms.load(Ordering::Acquire);
+        if since_ms == 0 {
+            return;
+        }
+        let ms = took.as_secs_f64() * 1000.0;
+        self.metrics.compaction_pause.observe(ms);
+        self.metrics.index_compaction_pause.observe(ms);
+        if self.reader.store().compaction_done() {
+            self.metrics.compaction_total.observe(self.now_ms().saturating_sub(since_ms) as f64);
+            self.compacting_since_ms.store(0, Ordering::Release);
+        }
+    }
+
+    /// The answer to a request with a deadline up to this says what was asked: it has taken more than half of what is worth a line
+    /// in the log.
+    pub(crate) fn long_ms(&self) -> u64 {
+        let limits = &self.settings.limits;
+        let long = u64::try_from(api::slow_threshold(limits).as_millis()).unwrap_or(u64::MAX) / 2;
+        (self.now_ms() + limits.request_timeout_ms).saturating_sub(long)
+    }
+
     fn apply_backlog(&self) -> u64 {
         let committed = self.committed.load(Ordering::Acquire);
         committed.saturating_sub(self.applied.load(Ordering::Acquire))
@@ -587,7 +621,10 @@ impl Member for Node {
     fn lease_renew(&self, id: i64, reply: Reply) {
         let here = if self.read_is_local() { self.renew_here(id) } else { Renewal::NotPrimary };
         match here {
-            Renewal::Renewed { ttl, clear_checkpoint: false } => reply.send(Ok(Answer::Renewed(ttl))),
+            Renewal::Renewed { ttl, clear_checkpoint: false } => {
+                self.metrics.lease_renewed.inc();
+                reply.send(Ok(Answer::Renewed(ttl)));
+            }
             Renewal::Expired | Renewal::NotFound => reply.send(Ok(Answer::Renewed(0))),
             Renewal::Renewed { .. } | Renewal::NotPrimary => self.renew_lease(id, reply),
         }

@@ -383,7 +383,10 @@ impl Node {
             ask(|reply| self.read_index(reply)).await.ok()?;
         }
         match self.renew_here(id) {
-            Renewal::Renewed { ttl, clear_checkpoint: false } => Some(Ok(ttl)),
+            Renewal::Renewed { ttl, clear_checkpoint: false } => {
+                self.metrics.lease_renewed.inc();
+                Some(Ok(ttl))
+            }
             Renewal::Renewed { ttl, clear_checkpoint: true } => match self.clear_checkpoint(id).await {
                 Ok(()) => Some(Ok(ttl)),
                 Err(Error::LeaseNotFound) => Some(Ok(0)),

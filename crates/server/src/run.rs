@@ -444,6 +444,8 @@ async fn start(
             watch_progress_interval_ms: millis(config.watch_progress_notify_interval),
             keepalive_interval_ms: millis(config.grpc_keepalive_interval),
             keepalive_timeout_ms: millis(config.grpc_keepalive_timeout),
+            warning_apply: config.warning_apply_duration,
+            warning_unary_request: config.warning_unary_request_duration,
         },
         attributes: membershippb::Attributes {
             name: config.name.clone(),
@@ -458,7 +460,6 @@ async fn start(
         token_ttl_ms,
         snapshot_catchup_entries: config.snapshot_catchup_entries,
         tick: Duration::from_millis(config.heartbeat_ms),
-        warning_apply_duration: config.warning_apply_duration,
         quota_bytes,
         dialer: dialer.clone(),
     };

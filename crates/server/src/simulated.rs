@@ -282,6 +282,8 @@ fn settings(flags: &Flags, quota_bytes: i64) -> Settings {
             request_timeout_ms: 5_000 + 2 * flags.election_ms,
             election_timeout_ms: flags.election_ms,
             watch_progress_interval_ms: 10_000,
+            warning_apply: Duration::MAX,
+            warning_unary_request: Duration::MAX,
             ..Limits::default()
         },
         attributes: membershippb::Attributes {
@@ -297,7 +299,6 @@ fn settings(flags: &Flags, quota_bytes: i64) -> Settings {
         token_ttl_ms: 300_000,
         snapshot_catchup_entries: flags.snapshot_catchup_entries,
         tick: Duration::from_millis(flags.heartbeat_ms),
-        warning_apply_duration: Duration::MAX,
         quota_bytes,
         dialer: peer::Dialer::default(),
     }

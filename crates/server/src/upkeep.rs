@@ -17,6 +17,7 @@ use wal::snap::{self, SnapFile};
 use crate::applier::{ApplyJob, SnapshotPlan, remove_received};
 use crate::compactor::Compactor;
 use crate::consensus::Event;
+use crate::flights::Landed;
 use crate::log_writer::LogJob;
 use crate::member::Node;
 use crate::versions::PROPOSE_AGAIN_MS;
@@ -109,12 +110,15 @@ impl Upkeep {
                 return ControlFlow::Break(());
             }
         }
-        let pause = match node.state().store().maintain() {
+        let begun = Instant::now();
+        let maintained = node.state().store().maintain();
+        node.compaction_went_on(begun.elapsed());
+        let pause = match maintained {
             Ok(true) => PAUSE,
             Ok(false) => {
                 if node.state().store().wants_flush() {
                     // An idle apply thread does not flush by itself; having nothing to apply makes it.
-                    node.apply_queue.push(ApplyJob::Entries(Vec::new()));
+                    node.apply_queue.push(ApplyJob::Entries(Vec::new(), Landed::default()));
                 }
                 if node.waiters.compaction_pending() {
                     if node.state().store().compaction_done() {
@@ -250,16 +254,12 @@ fn save_snapshot(node: &Node, plan: SnapshotPlan) -> Result<(), Box<dyn std::err
     assert!(synced.index >= plan.index, "snapshot at {} but the store is synced at {}", plan.index, synced.index);
     let conf_state = plan.conf_state;
     let begun = Instant::now();
-    snap::save(
-        node.disk.as_ref(),
-        &node.settings.snap_dir,
-        &SnapFile {
-            index: plan.index,
-            term: plan.term,
-            conf_state: conf_state.clone(),
-            data: plan.v2.to_json().into(),
-        },
-    )?;
+    let data = plan.v2.to_json().into();
+    node.metrics.snap_marshalling.observe(begun.elapsed().as_secs_f64());
+    let file = SnapFile { index: plan.index, term: plan.term, conf_state: conf_state.clone(), data };
+    let writing = Instant::now();
+    snap::save(node.disk.as_ref(), &node.settings.snap_dir, &file)?;
+    node.metrics.snap_fsync.observe(writing.elapsed().as_secs_f64());
     node.metrics.snap_save_total.observe(begun.elapsed().as_secs_f64());
     let mark = SnapshotMark { index: plan.index, term: plan.term, conf_state: Some(conf_state) };
     node.log_queue.push(LogJob::Snapshot { mark, release: plan.index });

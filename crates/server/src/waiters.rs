@@ -6,6 +6,8 @@ use api::{Answer, Outbox, Reply};
 use parking_lot::Mutex;
 use state::Error;
 
+use crate::host::Answered;
+
 /// Replies by request ID, with the time at which their client is told that it took too long.
 ///
 /// A reply is here from before its proposal is handed to consensus until the entry is applied, the wait is given up,
@@ -59,15 +61,17 @@ impl Waiters {
         self.inner.lock().take(id).map(|w| w.reply)
     }
 
-    /// Answers those of a batch of applied entries that wait here.
-    pub(crate) fn answer(&self, batch: &mut Vec<(u64, Result<Answer, Error>)>, out: &mut Outbox) {
+    /// Answers those of a batch of applied entries that wait here. The answers to requests whose time would have been over at
+    /// `long_ms` take their entry's data along.
+    pub(crate) fn answer(&self, batch: &mut Vec<Answered>, long_ms: u64, out: &mut Outbox) {
         if batch.is_empty() {
             return;
         }
         let mut inner = self.inner.lock();
-        for (id, outcome) in batch.drain(..) {
+        for Answered { id, outcome, passage, data } in batch.drain(..) {
             if let Some(waiter) = inner.take(id) {
-                out.push(waiter.reply, outcome);
+                let entry = (waiter.deadline_ms <= long_ms).then(|| Box::new(data));
+                out.push_applied(waiter.reply, outcome, passage, entry);
             }
         }
     }
@@ -132,6 +136,7 @@ impl Waiters {
 mod tests {
     use super::*;
     use api::mailbox::Mailbox;
+    use bytes::Bytes;
 
     #[test]
     fn what_waits_is_bounded_in_bytes_and_answering_makes_room() {
@@ -141,8 +146,8 @@ mod tests {
             waiters.add(id, Reply::new(mailbox.clone(), 0), 10, half).expect("there is room");
         }
         let refused = waiters.add(3, Reply::new(mailbox.clone(), 0), 10, half).expect_err("no room");
-        let mut batch = vec![(1, Ok(Answer::Done))];
-        waiters.answer(&mut batch, &mut Outbox::new());
+        let mut batch = vec![Answered { id: 1, outcome: Ok(Answer::Done), passage: None, data: Bytes::new() }];
+        waiters.answer(&mut batch, 0, &mut Outbox::new());
         waiters.add(3, refused, 20, half).expect("room again");
         assert_eq!(waiters.expire(15, || Error::Timeout), 1, "the second is late, the third is not");
         assert_eq!(waiters.len(), 1);

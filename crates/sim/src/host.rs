@@ -307,7 +307,7 @@ impl Host for Card {
             Err(error) => Given::Response(Box::new(Err(error.clone()))),
             Ok(other) => Given::Other(format!("{other:?}")),
         };
-        let answers = answers.iter().map(|(id, answer)| (*id, given(answer))).collect();
+        let answers = answers.iter().map(|answered| (answered.id, given(&answered.outcome))).collect();
         self.0.inner.lock().tray.applied.push((index, answers));
     }
 }

@@ -274,6 +274,11 @@ impl State {
         Ok(self.writer.sync()?)
     }
 
+    /// Bytes of the keys and values put since the state was opened.
+    pub fn put_bytes(&self) -> u64 {
+        self.writer.put_bytes()
+    }
+
     /// Whether all compactions that were asked for have been carried out.
     pub fn compaction_done(&self) -> bool {
         self.writer.compaction_done()

@@ -26,7 +26,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use disk::Disk;
@@ -304,6 +304,8 @@ pub(crate) struct Inner {
     /// Newest compaction asked for, and newest one carried out; -1 for none.
     compacted: AtomicI64,
     swept: AtomicI64,
+    /// Versions that compactions have dropped since the store was opened.
+    dropped: AtomicU64,
     pins: Pins,
     maintenance: Mutex<Maintenance>,
 }
@@ -334,6 +336,7 @@ impl Inner {
             revision: AtomicI64::new(found.revision),
             compacted: AtomicI64::new(found.compacted),
             swept: AtomicI64::new(found.compacted),
+            dropped: AtomicU64::new(0),
             pins: Pins::default(),
             maintenance: Mutex::new(found.maintenance),
         }
@@ -365,6 +368,8 @@ pub struct Writer {
     tail: Tail,
     /// Changes in the running transaction.
     sub: u32,
+    /// Bytes of the keys and values put since the store was opened.
+    put_bytes: u64,
 }
 
 /// Keeps versions visible at its revision from being dropped or moved out of reach while it lives.
@@ -418,7 +423,7 @@ impl Store {
         let tail = Tail::new(opened.content.files.clone(), opened.tail, opened.mark.clone());
         let inner = Arc::new(Inner::new(opened.content));
         let store = Self { current: Arc::new(RwLock::new(inner)), fixed: None };
-        let writer = Writer { store: store.view(), tail, sub: 0 };
+        let writer = Writer { store: store.view(), tail, sub: 0, put_bytes: 0 };
         Ok((store, writer, opened.mark))
     }
 
@@ -533,6 +538,11 @@ impl Store {
         self.inner().size()
     }
 
+    /// Versions that compactions have dropped since the store was opened.
+    pub fn versions_dropped(&self) -> u64 {
+        self.inner().dropped.load(Ordering::Relaxed)
+    }
+
     /// How many keys the index holds, deleted ones that are not compacted yet included.
     pub fn indexed_keys(&self) -> usize {
         self.inner().index.read().len()
@@ -580,7 +590,13 @@ impl Writer {
         })?;
         let meta = KeyMeta { create_revision, modified, version, leased: lease != 0 };
         self.add(key, Version::put(meta, location), payload.clone());
+        self.put_bytes += (key.len() + value.len()) as u64;
         Ok(Written { meta, payload, previous })
+    }
+
+    /// Bytes of the keys and values put since the store was opened.
+    pub fn put_bytes(&self) -> u64 {
+        self.put_bytes
     }
 
     /// Deletes `key` in the running transaction; `None` if it does not live.

@@ -203,10 +203,12 @@ impl Inner {
         }
         let Some(sweep) = &mut work.sweep else { return Step::Idle };
         let segments = self.files.segments.read().clone();
+        let mut dropped = 0;
         for _ in 0..HOLDS_PER_STEP {
             let mut index = self.index.write();
             let compacted = sweep.compacted + i64::from(mutant::on(mutant::SweepTooFar));
             let next = index.sweep(&sweep.cursor, compacted, KEYS_PER_HOLD, &mut |version| {
+                dropped += 1;
                 let location = version.location();
                 if let Some(segment) = segments.get(&location.segment) {
                     segment.live.fetch_sub(location.len.into(), Ordering::Relaxed);
@@ -221,6 +223,7 @@ impl Inner {
             };
             sweep.cursor = cursor;
         }
+        self.dropped.fetch_add(dropped, Ordering::Relaxed);
         Step::Worked
     }
 

@@ -12,6 +12,7 @@ use tokio::task::{spawn_blocking, spawn_local, yield_now};
 use crate::grpc::guard::Unguarded;
 use crate::grpc::wire::Responder;
 use crate::grpc::{Read, read};
+use crate::slow::Subject;
 use crate::worker::{Worker, frame_into};
 
 /// A range that may touch more keys than this is read on a blocking thread: it takes longer than the other connections
@@ -36,21 +37,24 @@ pub(crate) fn run_range(worker: &Rc<Worker>, responder: Responder, request: pb::
     let header = worker.header(0);
     if !is_wide(reader, &request) {
         let frame = worker.frame_with(|out| reader.range_encoded(&request, &header, out));
-        return answer_read(worker, responder, frame);
+        return answer_read(worker, responder, frame, Subject::Range(&request));
     }
     let (worker, reader) = (worker.clone(), reader.clone());
     spawn_local(async move {
+        // Bytes are shared, so this copies no key.
+        let about = request.clone();
         let read = spawn_blocking(move || {
             frame_into(&mut BytesMut::new(), |out| reader.range_encoded(&request, &header, out))
         });
-        answer_read(&worker, responder, read.await.unwrap_or(Err(Error::Stopped)));
+        let frame = read.await.unwrap_or(Err(Error::Stopped));
+        answer_read(&worker, responder, frame, Subject::Range(&about));
     });
 }
 
 /// Answers with what was read, unless users or roles have changed since the caller was looked at.
-fn answer_read(worker: &Worker, responder: Responder, frame: Result<Bytes, Error>) {
+fn answer_read(worker: &Worker, responder: Responder, frame: Result<Bytes, Error>, subject: Subject<'_>) {
     let frame = worker.holds(&responder.access).and(frame);
-    responder.answer(worker, frame);
+    responder.answer_about(worker, frame, subject);
 }
 
 /// Whether a range may take so long that it must not run on the worker's own thread.
@@ -111,21 +115,22 @@ pub(crate) fn txn(worker: &Rc<Worker>, responder: Responder, request: Unguarded<
 pub(crate) fn run_txn(worker: &Rc<Worker>, responder: Responder, request: pb::TxnRequest) {
     let reader = worker.member().state();
     if !ranges_of(&request).any(|range| is_wide(reader, range)) {
-        return answer_txn(worker, responder, reader.txn_read_only(&request));
+        return answer_txn(worker, responder, reader.txn_read_only(&request), &request);
     }
     let (worker, reader) = (worker.clone(), reader.clone());
     spawn_local(async move {
+        let about = request.clone();
         let read = spawn_blocking(move || reader.txn_read_only(&request));
-        answer_txn(&worker, responder, read.await.unwrap_or(Err(Error::Stopped)));
+        answer_txn(&worker, responder, read.await.unwrap_or(Err(Error::Stopped)), &about);
     });
 }
 
-fn answer_txn(worker: &Worker, responder: Responder, result: Result<pb::TxnResponse, Error>) {
+fn answer_txn(worker: &Worker, responder: Responder, result: Result<pb::TxnResponse, Error>, request: &pb::TxnRequest) {
     let frame = result.map(|mut response| {
         worker.complete(&mut response.header);
         worker.frame(&response)
     });
-    answer_read(worker, responder, frame);
+    answer_read(worker, responder, frame, Subject::Txn(request));
 }
 
 fn ranges_of(request: &pb::TxnRequest) -> impl Iterator<Item = &pb::RangeRequest> {

@@ -38,6 +38,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::caller::{Caller, Client};
 use crate::conn::Serves;
 use crate::ops::Port;
+use crate::slow::Subject;
 use crate::status::{Code, Refusal};
 use crate::worker::Worker;
 use guard::{Guarded, Unguarded};
@@ -47,12 +48,13 @@ use wire::{Broken, Incoming, Responder, Sink, parse_timeout};
 /// Held by each request of a connection that is in work, also after its client has taken it back.
 pub(crate) type InWork = Rc<()>;
 
-/// Begins a request that came over HTTP/2, be it a call or plain HTTP.
+/// Begins a request that came over HTTP/2, be it a call or plain HTTP. `arrived` is shared by those that came together.
 pub(crate) fn begin(
     worker: &Rc<Worker>,
     client: &Client,
     serves: Serves,
     in_work: &InWork,
+    arrived: std::time::Instant,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
@@ -77,8 +79,7 @@ pub(crate) fn begin(
     };
     worker.counters.started(method);
     let caller = Caller::of_grpc(&head.headers, client);
-    let mut responder =
-        Responder::new(Sink::Http2(respond, in_work.clone()), method, caller, None, worker.start_time());
+    let mut responder = Responder::new(Sink::Http2(respond, in_work.clone()), method, caller, None, arrived);
     match deadline(&head.headers) {
         Ok(deadline) => responder.deadline = deadline,
         Err(refusal) => return responder.refuse(worker, refusal),
@@ -99,7 +100,7 @@ pub(crate) fn begin_inside(
     ask(&call);
     worker.counters.started(method);
     // Whoever calls keeps the time.
-    let responder = Responder::new(Sink::Pipe(answers), method, caller, None, worker.start_time());
+    let responder = Responder::new(Sink::Pipe(answers), method, caller, None, std::time::Instant::now());
     start(worker, responder, metadata, Incoming::inside(requests, worker.max_message_bytes()));
     call
 }
@@ -351,7 +352,7 @@ fn read(worker: &Rc<Worker>, responder: Responder, read: Unguarded<Read>, serial
 }
 
 /// Answers a call with the result of its log entry.
-pub(crate) fn answer_applied(worker: &Worker, responder: Responder, response: state::Response) {
+pub(crate) fn answer_applied(worker: &Worker, responder: Responder, response: state::Response, subject: Subject<'_>) {
     use state::Response;
     let frame = match response {
         Response::Put(mut response) => {
@@ -396,7 +397,7 @@ pub(crate) fn answer_applied(worker: &Worker, responder: Responder, response: st
             return responder.refuse(worker, error);
         }
     };
-    responder.message(worker, frame);
+    responder.message_about(worker, frame, subject);
 }
 
 fn auth_frame(worker: &Worker, mut response: state::auth::Response) -> Bytes {

@@ -1,5 +1,6 @@
 //! gRPC's framing: length-prefixed messages in a request body, headers and trailers around a response.
 
+use std::net::SocketAddr;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,7 +17,10 @@ use crate::grpc::method::Method;
 use crate::grpc::pipe::Requests;
 pub(crate) use crate::grpc::sink::Sink;
 use crate::grpc::sink::StreamSink;
+use crate::load::{self, By};
+use crate::slow::{self, Ended, Subject};
 use crate::status::{Code, Refusal, message_header};
+use crate::timing::{Part, Parts, Way};
 use crate::worker::Worker;
 
 /// Bytes before each message: a compression flag and the length.
@@ -24,6 +28,9 @@ pub(crate) const PREFIX_BYTES: usize = 5;
 
 /// How much larger than a log request a gRPC message may be: what surrounds the keys and values needs room, too.
 pub(crate) const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
+
+/// What a byte in a stream of answers costs, roughly; see [`load`].
+const BYTE: Duration = Duration::from_nanos(1);
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -170,8 +177,10 @@ pub(crate) struct Responder {
     pub(crate) access: Access,
     /// When the client gives up, from `grpc-timeout`.
     pub(crate) deadline: Option<Instant>,
-    /// When the call began; only measured with `--metrics=extensive`.
-    started: Option<Instant>,
+    /// When the call came in.
+    arrived: std::time::Instant,
+    /// What it has waited for since.
+    pub(crate) way: Way,
 }
 
 impl std::fmt::Debug for Responder {
@@ -186,13 +195,20 @@ impl Responder {
         method: Method,
         caller: Caller,
         deadline: Option<Instant>,
-        started: Option<Instant>,
+        arrived: std::time::Instant,
     ) -> Self {
-        Self { sink, method, caller, access: Access::default(), deadline, started }
+        let way = Way::Direct;
+        Self { sink, method, caller, access: Access::default(), deadline, arrived, way }
     }
 
     /// Answers with one message, `frame` (prefix included), and OK.
-    pub(crate) fn message(mut self, worker: &Worker, frame: Bytes) {
+    pub(crate) fn message(self, worker: &Worker, frame: Bytes) {
+        self.message_about(worker, frame, Subject::Unknown);
+    }
+
+    /// The same to a call that asked for this.
+    pub(crate) fn message_about(mut self, worker: &Worker, frame: Bytes, subject: Subject<'_>) {
+        self.note(worker, Ok(&frame), subject);
         let bytes = frame.len() - PREFIX_BYTES;
         // Gone: it is counted as such and nobody else needs to know.
         let code = match self.sink.message(frame) {
@@ -200,24 +216,68 @@ impl Responder {
             Err(Gone) => Code::Canceled,
         };
         worker.counters.sent(self.method, 1, bytes);
-        worker.finished(self.method, self.started, code);
+        worker.finished(self.method, || self.arrived.elapsed(), code);
     }
 
     /// Refuses the call.
-    pub(crate) fn refuse(mut self, worker: &Worker, refusal: impl Into<Refusal>) {
+    pub(crate) fn refuse(self, worker: &Worker, refusal: impl Into<Refusal>) {
+        self.refuse_about(worker, refusal, Subject::Unknown);
+    }
+
+    /// The same to a call that asked for this.
+    pub(crate) fn refuse_about(mut self, worker: &Worker, refusal: impl Into<Refusal>, subject: Subject<'_>) {
         let refusal = refusal.into();
+        self.note(worker, Err(&refusal), subject);
         let code = match self.sink.refuse(&refusal) {
             Ok(()) => refusal.code,
             Err(Gone) => Code::Canceled,
         };
-        worker.finished(self.method, self.started, code);
+        worker.finished(self.method, || self.arrived.elapsed(), code);
     }
 
     /// Answers with a message or refuses.
     pub(crate) fn answer(self, worker: &Worker, result: Result<Bytes, impl Into<Refusal>>) {
+        self.answer_about(worker, result, Subject::Unknown);
+    }
+
+    /// The same to a call that asked for this.
+    pub(crate) fn answer_about(self, worker: &Worker, result: Result<Bytes, impl Into<Refusal>>, subject: Subject<'_>) {
         match result {
-            Ok(frame) => self.message(worker, frame),
-            Err(error) => self.refuse(worker, error),
+            Ok(frame) => self.message_about(worker, frame, subject),
+            Err(error) => self.refuse_about(worker, error, subject),
+        }
+    }
+
+    /// Notes what the call's time went to, and tells of it in the log if it was long.
+    fn note(&self, worker: &Worker, response: Result<&Bytes, &Refusal>, subject: Subject<'_>) {
+        let answered = std::time::Instant::now();
+        let is_read = matches!(subject, Subject::Range(_) | Subject::Txn(_));
+        let parts = Parts::of(self.way, is_read, self.arrived, answered);
+        for (part, took) in parts.all() {
+            worker.counters.took(*part, *took);
+            if *part == Part::Read && self.method == Method::Range {
+                worker.counters.ranged(response.is_ok(), *took);
+            }
+        }
+        let quanta = worker.counters.stint.add(parts.work());
+        if quanta > 0 {
+            let key = match subject {
+                Subject::Range(range) => Some(range.key.clone()),
+                Subject::Txn(txn) => load::key_of_txn(txn),
+                // Of writes the apply actor knows.
+                Subject::Entry(_) | Subject::Unknown => None,
+            };
+            let prefix = key.map(|key| load::prefix(&key));
+            let by_prefix = prefix.as_deref().map(|prefix| (By::Prefix, prefix));
+            let by_user = self.access.user().map(|name| (By::User, &**name));
+            spent(worker, quanta, self.method, self.caller.remote(), by_prefix.into_iter().chain(by_user), answered);
+        }
+        let limits = worker.member().limits();
+        if answered.saturating_duration_since(self.arrived) > slow::threshold(limits) {
+            let response = response.map(|frame| frame.slice(PREFIX_BYTES..)).map_err(|refusal| &*refusal.message);
+            let (method, remote, arrived) = (self.method, self.caller.remote(), self.arrived);
+            Ended { method, remote, subject, response, arrived, answered, parts }
+                .tell(limits, || worker.may_trace(answered));
         }
     }
 
@@ -228,15 +288,16 @@ impl Responder {
 
     /// Notes that the client went away before it was answered.
     pub(crate) fn abandoned(self, worker: &Worker) {
-        worker.finished(self.method, self.started, Code::Canceled);
+        worker.finished(self.method, || self.arrived.elapsed(), Code::Canceled);
     }
 
     /// Sends the headers and keeps the stream open for messages. `None`: the client has gone.
     pub(crate) fn stream(self, worker: &Worker) -> Option<Outgoing> {
+        let (method, arrived) = (self.method, self.arrived);
         match self.sink.stream() {
-            Ok(sink) => Some(Outgoing { sink, method: self.method, started: self.started }),
+            Ok(sink) => Some(Outgoing { sink, method, arrived }),
             Err(Gone) => {
-                worker.finished(self.method, self.started, Code::Canceled);
+                worker.finished(method, || arrived.elapsed(), Code::Canceled);
                 None
             }
         }
@@ -247,7 +308,7 @@ impl Responder {
 pub(crate) struct Outgoing {
     sink: StreamSink,
     method: Method,
-    started: Option<Instant>,
+    arrived: std::time::Instant,
 }
 
 /// The client reset the stream or its connection is gone.
@@ -259,6 +320,10 @@ impl Outgoing {
     /// The caller looks at [`Outgoing::has_room`] before it sends more.
     pub(crate) fn send_now(&mut self, worker: &Worker, data: Bytes, messages: u64) -> Result<(), Gone> {
         worker.counters.sent(self.method, messages, data.len());
+        let quanta = worker.counters.stint.add(BYTE * u32::try_from(data.len()).unwrap_or(u32::MAX));
+        if quanta > 0 {
+            spent(worker, quanta, self.method, None, std::iter::empty(), std::time::Instant::now());
+        }
         self.sink.send(data)
     }
 
@@ -289,7 +354,7 @@ impl Outgoing {
             Ok(()) => Code::Ok,
             Err(Gone) => Code::Canceled,
         };
-        worker.finished(self.method, self.started, code);
+        worker.finished(self.method, || self.arrived.elapsed(), code);
     }
 
     /// Ends the stream with an error.
@@ -299,13 +364,31 @@ impl Outgoing {
             Ok(()) => refusal.code,
             Err(Gone) => Code::Canceled,
         };
-        worker.finished(self.method, self.started, code);
+        worker.finished(self.method, || self.arrived.elapsed(), code);
     }
 
     /// Notes that the client went away.
     pub(crate) fn abandoned(self, worker: &Worker) {
-        worker.finished(self.method, self.started, Code::Canceled);
+        worker.finished(self.method, || self.arrived.elapsed(), Code::Canceled);
     }
+}
+
+/// Notes that so many quanta of work were done for a call.
+fn spent<'a>(
+    worker: &Worker,
+    quanta: u64,
+    method: Method,
+    remote: Option<SocketAddr>,
+    more: impl Iterator<Item = (By, &'a str)>,
+    now: std::time::Instant,
+) {
+    let address = remote.map(|remote| remote.ip().to_string());
+    let mut names = vec![(By::Method, method.name())];
+    for name in more {
+        names.push(name);
+    }
+    names.extend(address.as_deref().map(|address| (By::Client, address)));
+    worker.shared.metrics.load.spent(quanta, &names, now);
 }
 
 /// Refuses a call of a method that does not exist.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONTENT_LENGTH,
-    CONTENT_TYPE, HOST, ORIGIN,
+    ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW,
+    CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
@@ -115,7 +115,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, port: Port, head: Parts, body: Pa
     if head.method != Method::OPTIONS && options.refuse_host(port == SECURE, &head.uri, &head.headers).is_none() {
         let answer = match v2::clean_location(&path, head.uri.query()) {
             Some(location) => Some(v2::redirect(&head.method, &location).into()),
-            None if options.v2 => v2::serve(worker, &head, &path, body).await,
+            None if options.v2 => serve_v2(worker, &head, &path, body).await,
             None => None,
         };
         if let Some(mut answer) = answer {
@@ -145,9 +145,32 @@ pub(crate) fn refuse_http2(head: &Parts, mut send: SendResponse<Bytes>) {
     }
 }
 
+/// Answers a request of the v2 API, and counts it.
+async fn serve_v2(worker: &Rc<Worker>, head: &Parts, path: &str, body: Payload) -> Option<Answer> {
+    let begun = std::time::Instant::now();
+    let response = v2::serve(worker, head, path, body).await?;
+    let metrics = &worker.shared.metrics;
+    // Of what is no method of the API there may be any number.
+    let method = match head.method {
+        Method::GET => "GET",
+        Method::PUT => "PUT",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        _ => "other",
+    };
+    metrics.http_received.with_label_values(&[method]).inc();
+    if response.status.is_success() {
+        metrics.http_successful.with_label_values(&[method]).observe(begun.elapsed().as_secs_f64());
+    } else {
+        metrics.http_failed.with_label_values(&[method, response.status.as_str()]).inc();
+    }
+    Some(response)
+}
+
 async fn respond(worker: &Rc<Worker>, port: Port, head: &Parts) -> Response<Bytes> {
     if port == Port::Metrics {
-        return route(worker, port, &head.method, &head.uri).await;
+        return route(worker, port, head).await;
     }
     let options = &worker.shared.http;
     if let Some(refusal) = options.refuse_host(port == SECURE, &head.uri, &head.headers) {
@@ -155,20 +178,21 @@ async fn respond(worker: &Rc<Worker>, port: Port, head: &Parts) -> Response<Byte
     }
     let mut response = match head.method {
         Method::OPTIONS => empty(StatusCode::OK),
-        _ => route(worker, port, &head.method, &head.uri).await,
+        _ => route(worker, port, head).await,
     };
     options.allow_origin(&head.headers, response.headers_mut());
     response
 }
 
-async fn route(worker: &Rc<Worker>, port: Port, method: &Method, uri: &Uri) -> Response<Bytes> {
-    let path = uri.path();
-    let query = uri.query().unwrap_or("");
+async fn route(worker: &Rc<Worker>, port: Port, head: &Parts) -> Response<Bytes> {
+    let (method, path) = (&head.method, head.uri.path());
+    let query = head.uri.query().unwrap_or("");
     let not_found = || text(StatusCode::NOT_FOUND, "404 page not found\n");
     match (path, port) {
         ("/version", Port::Client { .. }) => only_get(method, async { version(worker) }).await,
         ("/health", _) => only_get(method, checks::health(worker, query)).await,
         ("/metrics", _) => metrics(worker),
+        ("/debug/load", _) => only_get(method, async { load(worker, head) }).await,
         ("/debug/vars", Port::Client { .. }) => only_get(method, async { variables(worker) }).await,
         _ => {
             let (root, check) = match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
@@ -219,6 +243,17 @@ pub fn members_json(member: &dyn Member) -> Vec<u8> {
 fn metrics(worker: &Worker) -> Response<Bytes> {
     let body = worker.shared.metrics.scrape(worker.member());
     with_type(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
+}
+
+/// Who causes load: a page for browsers, JSON for everybody else.
+fn load(worker: &Worker, head: &Parts) -> Response<Bytes> {
+    let (load, now) = (&worker.shared.metrics.load, std::time::Instant::now());
+    let is_guarded = worker.member().state().auth().is_enabled();
+    let accepts = head.headers.get(ACCEPT).and_then(|accepts| accepts.to_str().ok()).unwrap_or("");
+    if accepts.contains("text/html") && head.uri.query() != Some("format=json") {
+        return with_type(StatusCode::OK, "text/html; charset=utf-8", load.html(now, is_guarded));
+    }
+    with_type(StatusCode::OK, "application/json", format!("{:#}\n", load.json(now, is_guarded)))
 }
 
 fn variables(worker: &Worker) -> Response<Bytes> {

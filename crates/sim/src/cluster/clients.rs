@@ -116,7 +116,7 @@ impl Cluster {
         deliveries.sort_by_key(|delivery| delivery.ticket);
         let api = Arc::clone(&running.api);
         let mut answers = Vec::new();
-        for Delivery { ticket, outcome } in deliveries {
+        for Delivery { ticket, outcome, .. } in deliveries {
             if running.orders.remove(&ticket) {
                 match outcome {
                     // One that was forwarded is answered without the list.
