@@ -92,7 +92,7 @@ async fn must_meet(service: &Server, token: &str) {
         let seat = Seat { name: name.into(), client, peer, namespace: None, initial_cluster: String::new() };
         let endpoints = format!("--discovery-endpoints={}", service.client_addr());
         let flags = [format!("--discovery-token={token}"), endpoints].map(Into::into).to_vec();
-        Server::spawned(&ours(), Options { flags, data_dir: None, seat: Some(seat) }).expect("it can be started")
+        Server::spawned(&ours(), Options { flags, seat: Some(seat), ..Options::default() }).expect("it can be started")
     };
     let mut members: Vec<Server> = ["m0", "m1", "m2"].map(|name| seeker(name, token)).into();
     for member in &mut members {
