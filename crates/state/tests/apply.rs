@@ -105,11 +105,11 @@ fn without_a_quota_there_is_always_room() {
 }
 
 #[test]
-fn authentication_is_refused_the_same_way_everywhere() {
+fn without_a_root_user_authentication_stays_off() {
     let (mut state, reader, _) = open(&memory(), 0);
     let request = pb::InternalRaftRequest { auth_enable: Some(pb::AuthEnableRequest {}), ..Default::default() };
     let applied = state.apply(1, 1, &entry(&request)).unwrap();
-    assert!(matches!(applied.result, Err(Error::Unimplemented(_))));
+    assert_eq!(applied.result, Err(Error::RootUserNotExist));
     assert_eq!(reader.revision(), 1);
 }
 

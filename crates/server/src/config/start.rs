@@ -65,7 +65,7 @@ impl Config {
         let refuse = |what: String| Err(Unsupported(what));
         let discovery = &self.discovery;
         if !discovery.cert_file.is_empty() || !discovery.ca_file.is_empty() {
-            return refuse("--discovery-cert and --discovery-cacert".into());
+            return refuse("TLS towards the discovery service (--discovery-cert, --discovery-cacert)".into());
         }
         Ok(())
     }
@@ -82,11 +82,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_is_refused() {
-        let discovery = Discovery { token: "t".into(), ..Discovery::default() };
+        let discovery = Discovery { ca_file: "ca.pem".into(), ..Discovery::default() };
         let refused = Config { discovery, ..config() }.check_supported().unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "--discovery-token (use --discovery or --discovery-srv) is not supported by this version of the server"
+            "TLS towards the discovery service (--discovery-cert, --discovery-cacert) is not supported by this version of the server"
         );
         assert_eq!(config().check_supported(), Ok(()));
     }
