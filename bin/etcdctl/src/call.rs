@@ -5,7 +5,7 @@ use crate::output::Printer;
 use crate::terminal;
 use cli::Format;
 pub use cli::{Failure, exit};
-use client::{Client, Config, Credentials};
+use client::{Client, Config, Credentials, Tls};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,11 @@ use std::time::Duration;
 
 /// How the command ends without a client.
 fn failed(error: client::Error) -> Failure {
-    let code = if matches!(error, client::Error::NoEndpoints) { exit::BAD_CONNECTION } else { exit::ERROR };
+    let code = match error {
+        client::Error::NoEndpoints => exit::BAD_CONNECTION,
+        client::Error::Tls(_) => exit::BAD_ARGUMENTS,
+        _ => exit::ERROR,
+    };
     Failure::new(code, error)
 }
 
@@ -160,22 +164,10 @@ impl Call {
                 return Err(Failure::arguments(format!("empty string is passed to --{name} option")));
             }
         }
-        let (key, cert) = (flags.text("key"), flags.text("cert"));
-        if key.is_empty() != cert.is_empty() {
-            let text = format!("KeyFile and CertFile must both be present[key: {key}, cert: {cert}]");
-            return Err(Failure::arguments(text));
-        }
-        for name in ["cert", "cacert"] {
-            let file = flags.text(name);
-            if file.is_empty() {
-                continue;
-            }
-            std::fs::File::open(file).map_err(|error| Failure::arguments(terminal::open_error(file, &error)))?;
-            return Err(Failure::arguments(format!("--{name}: TLS is not supported yet")));
-        }
         let bytes = |name, default| usize::try_from(flags.number(name)).ok().filter(|n| *n > 0).unwrap_or(default);
         let config = Config::for_endpoints(self.endpoints()?);
         Ok(Config {
+            tls: self.tls(&config.endpoints),
             dial_timeout: flags.duration("dial-timeout"),
             keep_alive_time: flags.duration("keepalive-time"),
             keep_alive_timeout: flags.duration("keepalive-timeout"),
@@ -186,6 +178,19 @@ impl Call {
             on_trouble: Some(tell_once()),
             ..config
         })
+    }
+
+    /// TLS towards these endpoints.
+    ///
+    /// etcd heeds `--insecure-skip-tls-verify` only beside another flag for TLS; here an `https` endpoint is enough.
+    fn tls(&self, endpoints: &[String]) -> Option<Tls> {
+        let flags = &self.parsed;
+        let server_name = if flags.is("insecure-discovery") { "" } else { flags.text("discovery-srv") };
+        let insecure_skip_verify = flags.is("insecure-skip-tls-verify");
+        let tls = Tls { server_name: server_name.to_owned(), insecure_skip_verify, ..tls_files(flags, "") };
+        let is_wanted = tls != Tls { insecure_skip_verify, ..Tls::default() } || !flags.is("insecure-transport");
+        let is_secure = |endpoint: &String| endpoint.starts_with("https:") || endpoint.starts_with("unixs:");
+        (is_wanted || insecure_skip_verify && endpoints.iter().any(is_secure)).then_some(tls)
     }
 
     /// The configured endpoints.
@@ -233,6 +238,12 @@ impl Call {
     pub fn typed_timeout(&self) -> Option<Duration> {
         self.parsed.has("command-timeout").then(|| self.parsed.duration("command-timeout"))
     }
+}
+
+/// The files that the flags for TLS name, which begin with `prefix`.
+pub fn tls_files(flags: &Parsed, prefix: &str) -> Tls {
+    let file = |name| flags.text(&format!("{prefix}{name}")).to_owned();
+    Tls { cacert: file("cacert"), cert: file("cert"), key: file("key"), ..Tls::default() }
 }
 
 /// `name[:password]` and perhaps a password of its own; asks for one that is missing.

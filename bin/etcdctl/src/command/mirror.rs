@@ -1,7 +1,7 @@
 //! `make-mirror`: keeps a copy of keys in another cluster.
 
 use super::Command;
-use crate::call::{Call, Failure, exit, read_credentials};
+use crate::call::{Call, Failure, exit, read_credentials, tls_files};
 use crate::flags::{Flag, Kind, number, switch, text};
 use crate::raw;
 use crate::terminal;
@@ -74,11 +74,6 @@ fn make_mirror(call: &Call) -> Result<(), Failure> {
             "`--dest-prefix` and `--no-dest-prefix` cannot be set at the same time, choose one",
         ));
     }
-    for name in ["dest-cert", "dest-key", "dest-cacert"] {
-        if !flags.text(name).is_empty() {
-            return Err(Failure::arguments(format!("--{name}: TLS is not supported yet")));
-        }
-    }
     let to = if no_prefix {
         ""
     } else if new_prefix.is_empty() {
@@ -89,10 +84,12 @@ fn make_mirror(call: &Call) -> Result<(), Failure> {
     let renaming = Renaming { from: raw::bytes(prefix), to: raw::bytes(to) };
     let largest_txn = usize::try_from(flags.number("max-txn-ops")).ok().filter(|most| *most > 0).unwrap_or(usize::MAX);
     let credentials = read_credentials(flags.text("dest-user"), flags.text("dest-password"))?;
+    let tls = tls_files(flags, "dest-");
+    let tls = Some(tls).filter(|tls| *tls != client::Tls::default() || !flags.is("dest-insecure-transport"));
     let endpoints = destination.split(',').map(|endpoint| endpoint.trim().to_owned()).collect();
     call.block_on(async {
         let source = call.patient_client().await?;
-        let target = call.client_of(|config| client::Config { endpoints, credentials, ..config }).await?;
+        let target = call.client_of(|config| client::Config { endpoints, tls, credentials, ..config }).await?;
         let mirror = Mirror { source, target, renaming, largest_txn, done: Cell::new(0) };
         tokio::select! {
             outcome = mirror.run(prefix, flags.number("rev")) => outcome,
