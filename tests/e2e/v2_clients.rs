@@ -1,10 +1,10 @@
 //! Libraries that still speak the v2 API do their everyday work on our server, and, where there is one, on a real etcd, which
-//! shows that the work is right. Skipped where they are not installed: `pip install python-etcd`, `npm install node-etcd`.
+//! shows that the work is right. Skipped where they are not installed; `.ci/peers` fetches them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use keelson_tests::harness::{Options, Server, ours, reference_with_v2};
+use keelson_tests::harness::{Options, Server, ours, peers, reference_with_v2};
 
 fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
@@ -32,11 +32,15 @@ fn is_there(command: &mut Command, package: &str) -> bool {
 
 #[test]
 fn python_etcd() {
-    let python = std::env::var("KEELSON_PYTHON").unwrap_or_else(|_| "python3".into());
-    if is_there(Command::new(&python).args(["-c", "import etcd; etcd.Client"]), "python-etcd") {
+    let python = || {
+        let mut command = Command::new("python3");
+        command.env("PYTHONPATH", peers().join("python"));
+        command
+    };
+    if is_there(python().args(["-c", "import etcd; etcd.Client"]), "python-etcd") {
         let command = |server: &Server| {
             let (host, port) = (server.client_addr().ip().to_string(), server.client_addr().port().to_string());
-            let mut command = Command::new(&python);
+            let mut command = python();
             command.arg(scripts().join("python_etcd.py")).args([host, port]);
             command
         };
@@ -44,12 +48,16 @@ fn python_etcd() {
     }
 }
 
-/// `NODE_PATH` says where the package is.
 #[test]
 fn node_etcd() {
-    if is_there(Command::new("node").args(["-e", "require('node-etcd')"]), "node-etcd") {
+    let node = || {
+        let mut command = Command::new("node");
+        command.env("NODE_PATH", peers().join("node/node_modules"));
+        command
+    };
+    if is_there(node().args(["-e", "require('node-etcd')"]), "node-etcd") {
         let command = |server: &Server| {
-            let mut command = Command::new("node");
+            let mut command = node();
             command.arg(scripts().join("node_etcd.js")).arg(server.client_url());
             command
         };

@@ -109,8 +109,8 @@ pub fn etcdctl() -> Option<PathBuf> {
     [peers().join("3.4/etcdctl"), PathBuf::from("/usr/bin/etcdctl")].into_iter().find(|path| path.is_file())
 }
 
-/// Where `.ci/peers` puts real etcds.
-fn peers() -> PathBuf {
+/// Where `.ci/peers` puts real etcds, and clients of them.
+pub fn peers() -> PathBuf {
     match std::env::var_os("KEELSON_PEERS") {
         Some(folder) => folder.into(),
         None => workspace().join("target/peers"),

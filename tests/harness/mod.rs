@@ -12,7 +12,7 @@ mod papers;
 mod process;
 
 pub use arguments::{Arguments, program};
-pub use binaries::{Binary, etcdctl, etcdutl, our_etcdctl, ours, peer_folders, reference, reference_with_v2};
+pub use binaries::{Binary, etcdctl, etcdutl, our_etcdctl, ours, peer_folders, peers, reference, reference_with_v2};
 pub use client::{Client, connect, lazily};
 pub use cluster::{Cluster, ClusterError, Place, Setup};
 pub use disk::StallingDisk;
