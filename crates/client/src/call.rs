@@ -229,7 +229,7 @@ fn note_trouble(picked: &Picked, status: &Status) -> bool {
 }
 
 /// The words of the innermost error behind a status.
-fn innermost(status: &Status) -> String {
+pub(crate) fn innermost(status: &Status) -> String {
     let mut text = status.message().to_owned();
     let mut source = status.source();
     while let Some(error) = source {

@@ -1,5 +1,6 @@
 //! What can go wrong, in the words that etcd's tools use.
 
+use crate::call::innermost;
 use tonic::{Code, Status};
 
 /// Why a call failed.
@@ -50,7 +51,12 @@ impl Error {
 
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
-        Error::Server { code: status.code(), message: status.message().to_owned() }
+        // What no server has said, but stands in the way, lies beneath the words of the layers that met it.
+        let message = match status.message() {
+            "transport error" => innermost(&status),
+            message => message.to_owned(),
+        };
+        Error::Server { code: status.code(), message }
     }
 }
 

@@ -14,7 +14,7 @@ use tokio_rustls::TlsConnector;
 use crate::files::{authorities, identity, of_the_system};
 use crate::provider::{provider, versions};
 use crate::settings::Settings;
-use crate::stream::{Socket, Stream};
+use crate::stream::{Socket, Stream, explained};
 use crate::verify::{Allowed, ServerVerifier};
 use crate::watched::{Contents, Watched};
 use crate::{TlsError, words};
@@ -85,7 +85,7 @@ impl Connector {
             let step = session.complete_io(&mut socket);
             step.map_err(|error| io::Error::new(error.kind(), words::of_handshake(&error)))?;
         }
-        Ok(StreamOwned::new(session, socket))
+        Ok(Blocking(StreamOwned::new(session, socket)))
     }
 
     /// Whose certificate is wanted.
@@ -93,6 +93,28 @@ impl Connector {
         let name = if self.server_name.is_empty() { host } else { &self.server_name };
         ServerName::try_from(name.to_owned())
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("tls: {name:?} is no name of a host")))
+    }
+}
+
+/// TLS on a socket that waits. Says what [`Stream`] says of errors and of an end without leave.
+struct Blocking<S: Read + Write>(StreamOwned<ClientConnection, S>);
+
+impl<S: Read + Write> Read for Blocking<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.0.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+            outcome => outcome.map_err(|error| explained(&error)),
+        }
+    }
+}
+
+impl<S: Read + Write> Write for Blocking<S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(|error| explained(&error))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(|error| explained(&error))
     }
 }
 

@@ -111,8 +111,8 @@ impl AsyncWrite for Socket {
 }
 
 /// The error in Go's words: in TLS 1.3 a client hears only after its handshake that it was refused.
-fn explained(error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), words::of_handshake(&error))
+pub(crate) fn explained(error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), words::of_handshake(error))
 }
 
 impl AsyncRead for Stream {
@@ -122,7 +122,7 @@ impl AsyncRead for Stream {
             Self::Secure(stream) => match ready!(Pin::new(stream).poll_read(cx, buffer)) {
                 // Who is gone without taking leave has cut off nothing that the layers above would not notice.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
-                outcome => Poll::Ready(outcome.map_err(explained)),
+                outcome => Poll::Ready(outcome.map_err(|error| explained(&error))),
             },
         }
     }

@@ -3,6 +3,7 @@
 use super::endpoint::{self, Endpoint};
 use super::http::{self, Connection, Deadlines, Request, Response};
 use super::json::{self, Event, KeyError, Member, Members, Message};
+use super::secure::Tls;
 use cli::go;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -121,6 +122,7 @@ pub struct Cluster {
     /// The endpoint that answered last.
     pinned: usize,
     connection: Option<(usize, Connection)>,
+    tls: Tls,
     authorization: Option<String>,
     head_timeout: Duration,
     total_timeout: Duration,
@@ -132,6 +134,7 @@ impl Cluster {
     /// A client of these endpoints.
     pub fn new(
         endpoints: Vec<Endpoint>,
+        tls: Tls,
         authorization: Option<String>,
         (head_timeout, total_timeout): (Duration, Duration),
         is_debug: bool,
@@ -140,6 +143,7 @@ impl Cluster {
             endpoints: Vec::new(),
             pinned: 0,
             connection: None,
+            tls,
             authorization,
             head_timeout,
             total_timeout,
@@ -297,18 +301,19 @@ impl Cluster {
         request: &Request,
         deadlines: Deadlines,
     ) -> Result<Response, http::Error> {
-        let is_own = endpoint.host == self.endpoints[at].host;
+        let own = &self.endpoints[at];
+        let is_own = (&endpoint.scheme, &endpoint.host) == (&own.scheme, &own.host);
         let open = self.connection.take().filter(|(of, connection)| is_own && *of == at && connection.is_open);
         let mut connection = match open {
             Some((_, connection)) => connection,
-            None => Connection::open(endpoint, deadlines)?,
+            None => Connection::open(endpoint, &self.tls, deadlines)?,
         };
         let answer = connection.call(&endpoint.host, request, deadlines);
         // A member may close a connection that nobody uses; a reading request can be sent again.
         let may_repeat = connection.was_used() && request.method == "GET";
         let answer = match answer {
             Err(http::Error::Read(_) | http::Error::Malformed(_)) if may_repeat => {
-                connection = Connection::open(endpoint, deadlines)?;
+                connection = Connection::open(endpoint, &self.tls, deadlines)?;
                 connection.call(&endpoint.host, request, deadlines)
             }
             answer => answer,

@@ -4,10 +4,12 @@ use super::cluster::{Cluster, Error, NO_ENDPOINTS};
 use super::endpoint::Endpoint;
 use super::flag::Parsed;
 use super::json::Event;
+use super::secure::Tls;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use cli::{raw, terminal};
 use std::os::unix::ffi::OsStrExt;
+use tls::{Settings, TlsError};
 
 /// The exit codes of the v2 tool.
 pub mod exit {
@@ -123,7 +125,7 @@ impl Context<'_> {
         let found = srv::client_endpoints(&domain, &variable("ETCDCTL_DISCOVERY_SRV_NAME"), false)?;
         let url = |found: &srv::Endpoint| format!("{}://{}", found.scheme, found.target.address());
         let found: Vec<String> = found.iter().map(url).collect();
-        if self.globals.is("insecure-discovery") || !variable("ETCDCTL_INSECURE_DISCOVERY").is_empty() {
+        if self.accepts_insecure() {
             return Ok(found);
         }
         let (insecure, secure): (Vec<_>, Vec<_>) = found.into_iter().partition(|url| url.starts_with("http://"));
@@ -133,21 +135,21 @@ impl Context<'_> {
         Ok(secure)
     }
 
-    /// Refuses TLS settings that cannot be used.
-    pub fn check_tls(&self) -> Result<(), String> {
-        let authority = self.setting("ca-file", "ETCDCTL_CA_FILE");
-        let certificate = self.setting("cert-file", "ETCDCTL_CERT_FILE");
-        let key = self.setting("key-file", "ETCDCTL_KEY_FILE");
-        if certificate.is_empty() != key.is_empty() {
-            return Err(format!("KeyFile and CertFile must both be present[key: {key}, cert: {certificate}]"));
-        }
-        for file in [&certificate, &authority] {
-            if !file.is_empty() {
-                std::fs::File::open(raw::argument(file)).map_err(|error| terminal::open_error(file, &error))?;
-                return Err("TLS is not supported yet".to_owned());
-            }
-        }
-        Ok(())
+    /// TLS towards members that say so.
+    pub fn tls(&self) -> Result<Tls, TlsError> {
+        let domain = self.setting("discovery-srv", "ETCDCTL_DISCOVERY_SRV");
+        Tls::new(Settings {
+            trusted_ca_file: self.setting("ca-file", "ETCDCTL_CA_FILE"),
+            cert_file: self.setting("cert-file", "ETCDCTL_CERT_FILE"),
+            key_file: self.setting("key-file", "ETCDCTL_KEY_FILE"),
+            server_name: if self.accepts_insecure() { String::new() } else { domain },
+            ..Settings::default()
+        })
+    }
+
+    /// Whether a domain may name endpoints without TLS.
+    fn accepts_insecure(&self) -> bool {
+        self.globals.is("insecure-discovery") || !variable("ETCDCTL_INSECURE_DISCOVERY").is_empty()
     }
 
     /// A client of the endpoints as they are configured.
@@ -161,7 +163,7 @@ impl Context<'_> {
 
     fn configured(&self) -> Result<Cluster, Exit> {
         let endpoints = self.endpoints().map_err(Exit::plain)?;
-        self.check_tls().map_err(Exit::plain)?;
+        let tls = self.tls().map_err(Exit::plain)?;
         let user = self.setting("username", "ETCDCTL_USERNAME");
         let authorization = if user.is_empty() {
             None
@@ -171,7 +173,7 @@ impl Context<'_> {
             Some(name).filter(|name| !name.is_empty()).map(|_| format!("Basic {}", BASE64_STANDARD.encode(plain)))
         };
         let timeouts = (self.globals.duration("timeout"), self.globals.duration("total-timeout"));
-        Ok(Cluster::new(endpoints, authorization, timeouts, self.is_debug()))
+        Ok(Cluster::new(endpoints, tls, authorization, timeouts, self.is_debug()))
     }
 
     /// A client of the cluster's members, or with `--no-sync` of the endpoints as they are configured.

@@ -67,6 +67,15 @@ impl Endpoint {
         }
     }
 
+    /// The host without its port: the name that a certificate must have.
+    pub fn host_name(&self) -> &str {
+        let host = match port_of(&self.host) {
+            Some(port) => &self.host[..self.host.len() - port.len() - 1],
+            None => &self.host,
+        };
+        host.trim_matches(['[', ']'])
+    }
+
     /// The URL of a path on this member.
     pub fn url_of(&self, path: &str, query: &str) -> String {
         let mark = if query.is_empty() { "" } else { "?" };

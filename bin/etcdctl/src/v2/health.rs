@@ -6,6 +6,7 @@ use super::endpoint::Endpoint;
 use super::flag::switch;
 use super::http::{self, Connection, Deadlines, Request};
 use super::json::{self, Member};
+use super::secure::Tls;
 use super::watch::end_well_when_interrupted;
 use cli::terminal;
 use serde::Deserialize;
@@ -30,14 +31,14 @@ fn cluster_health(context: &Context) -> Result<(), Exit> {
     if forever {
         end_well_when_interrupted()?;
     }
-    context.check_tls().map_err(|error| Exit::error(exit::SERVER_ERROR, error))?;
+    let tls = context.tls().map_err(|error| Exit::error(exit::SERVER_ERROR, error))?;
     let mut client = context.client_without_sync()?;
     let members = client.members().map_err(|error| {
         terminal::say("cluster may be unhealthy: failed to list members");
         Exit::cluster(exit::SERVER_ERROR, &error)
     })?;
     loop {
-        let healthy = members.iter().filter(|member| is_healthy(member)).count();
+        let healthy = members.iter().filter(|member| is_healthy(member, &tls)).count();
         let (word, code) = match healthy {
             _ if healthy == members.len() => ("healthy", 0),
             0 => ("unavailable", exit::NOT_HEALTHY),
@@ -53,7 +54,7 @@ fn cluster_health(context: &Context) -> Result<(), Exit> {
 }
 
 /// Asks a member at its URLs, one after the other, until it answers; says what it said.
-fn is_healthy(member: &Member) -> bool {
+fn is_healthy(member: &Member, tls: &Tls) -> bool {
     let id = &member.id;
     let urls = member.client_urls.as_deref().unwrap_or_default();
     if urls.is_empty() {
@@ -61,7 +62,7 @@ fn is_healthy(member: &Member) -> bool {
         return false;
     }
     for url in urls {
-        match ask(url) {
+        match ask(url, tls) {
             Ok(true) => {
                 terminal::say(&format!("member {id} is healthy: got healthy result from {url}"));
                 return true;
@@ -92,13 +93,13 @@ struct Answer {
     health: Option<Health>,
 }
 
-fn ask(url: &str) -> Result<bool, String> {
+fn ask(url: &str, tls: &Tls) -> Result<bool, String> {
     let whole = format!("{url}/health");
     let named = |error: http::Error| format!("Get {whole:?}: {error}");
     let endpoint = Endpoint::parse(&whole)?;
     let deadlines = Deadlines { head: None, whole: Some(Instant::now() + PATIENCE) };
     let request = Request { method: "GET", target: endpoint.path.clone(), ..Request::default() };
-    let mut connection = Connection::open(&endpoint, deadlines).map_err(named)?;
+    let mut connection = Connection::open(&endpoint, tls, deadlines).map_err(named)?;
     let response = connection.call(&endpoint.host, &request, deadlines).map_err(named)?;
     let answer: Answer = json::read(&response.body)?;
     Ok(match answer.health {

@@ -2,6 +2,7 @@
 //! `net` and `net/http`, which people know from the original.
 
 use super::endpoint::Endpoint;
+use super::secure::Tls;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
@@ -13,6 +14,8 @@ const HEAD_BOUND: usize = 1 << 20;
 const BODY_BOUND: usize = 2 << 30;
 /// An attempt to connect takes no longer than this.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// A step of a TLS handshake takes no longer than this.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much is read at once, in bytes.
 const CHUNK: usize = 32 << 10;
 
@@ -74,7 +77,8 @@ pub enum Error {
 }
 
 /// What bytes travel on.
-trait Stream: Read + Write {
+pub trait Stream: Read + Write {
+    /// How long a read or a write may wait.
     fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
 }
 
@@ -111,7 +115,8 @@ fn reason(error: &io::Error) -> String {
     chars.next().map_or(String::new(), |first| first.to_ascii_lowercase().to_string() + chars.as_str())
 }
 
-fn is_timeout(error: &io::Error) -> bool {
+/// Whether a read or a write has waited for too long.
+pub fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
@@ -131,21 +136,23 @@ impl Deadlines {
 
 impl Connection {
     /// Connects to a member.
-    pub fn open(endpoint: &Endpoint, deadlines: Deadlines) -> Result<Connection, Error> {
+    pub fn open(endpoint: &Endpoint, tls: &Tls, deadlines: Deadlines) -> Result<Connection, Error> {
         let (stream, ends): (Box<dyn Stream>, String) = match endpoint.scheme.as_str() {
             "http" | "https" | "unix" | "unixs" if endpoint.host.is_empty() => {
                 return Err(Error::Malformed("http: no Host in request URL".to_owned()));
             }
-            "http" => dial(&endpoint.address(), deadlines)?,
-            "unix" => {
-                // The name of the socket is what would be host and port.
-                let name = endpoint.address();
-                let stream = UnixStream::connect(&name)
-                    .map_err(|error| Error::Dial(format!("unix {name}: connect: {}", reason(&error))))?;
-                (Box::new(stream), name)
+            "http" => {
+                let (stream, ends) = dial(&endpoint.address(), deadlines)?;
+                (Box::new(stream), ends)
             }
-            "https" | "unixs" => {
-                return Err(Error::Malformed(format!("{endpoint}: TLS is not supported yet")));
+            "https" => {
+                let (stream, ends) = dial(&endpoint.address(), deadlines)?;
+                (secure(stream.try_clone(), stream, endpoint, tls, deadlines)?, ends)
+            }
+            "unix" => (Box::new(dial_unix(&endpoint.address())?), endpoint.address()),
+            "unixs" => {
+                let stream = dial_unix(&endpoint.address())?;
+                (secure(stream.try_clone(), stream, endpoint, tls, deadlines)?, endpoint.address())
             }
             scheme => return Err(Error::Malformed(format!("unsupported protocol scheme {scheme:?}"))),
         };
@@ -185,6 +192,9 @@ impl Connection {
     }
 
     fn broken(&self, error: &io::Error) -> Error {
+        if error.kind() == io::ErrorKind::InvalidData {
+            return Error::Malformed(error.to_string()); // of TLS: the connection works, the other side will not have it
+        }
         Error::Read(format!("{}: read: {}", self.ends, reason(error)))
     }
 
@@ -327,7 +337,7 @@ impl Connection {
 }
 
 /// Tries all addresses of a host, one after the other. The first error counts, as in Go.
-fn dial(address: &str, deadlines: Deadlines) -> Result<(Box<dyn Stream>, String), Error> {
+fn dial(address: &str, deadlines: Deadlines) -> Result<(TcpStream, String), Error> {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let resolved: Vec<SocketAddr> = match address.to_socket_addrs() {
         Ok(resolved) => resolved.collect(),
@@ -341,7 +351,7 @@ fn dial(address: &str, deadlines: Deadlines) -> Result<(Box<dyn Stream>, String)
                 // A request is one write; nothing may wait for more of it.
                 let _best_effort = stream.set_nodelay(true);
                 let local = stream.local_addr().map_or(String::new(), |local| local.to_string());
-                return Ok((Box::new(stream), format!("{local}->{address}")));
+                return Ok((stream, format!("{local}->{address}")));
             }
             Err(error) if is_timeout(&error) => {
                 deadlines.left(true)?;
@@ -352,6 +362,31 @@ fn dial(address: &str, deadlines: Deadlines) -> Result<(Box<dyn Stream>, String)
         }
     }
     Err(failure)
+}
+
+/// The name of the socket is what would be host and port.
+fn dial_unix(name: &str) -> Result<UnixStream, Error> {
+    UnixStream::connect(name).map_err(|error| Error::Dial(format!("unix {name}: connect: {}", reason(&error))))
+}
+
+/// Makes TLS of a connection; `again` is the same one.
+fn secure<S: Stream + 'static>(
+    again: io::Result<S>,
+    stream: S,
+    endpoint: &Endpoint,
+    tls: &Tls,
+    deadlines: Deadlines,
+) -> Result<Box<dyn Stream>, Error> {
+    let failed = |error: io::Error| Error::Dial(reason(&error));
+    let again = again.map_err(failed)?;
+    let timeout = deadlines.left(true)?.unwrap_or(HANDSHAKE_TIMEOUT).min(HANDSHAKE_TIMEOUT);
+    stream.set_timeout(Some(timeout)).map_err(failed)?;
+    let made = tls.connect(stream, again, endpoint.host_name());
+    // A deadline that has passed tells more than the handshake that was waited for.
+    if made.is_err() {
+        deadlines.left(true)?;
+    }
+    made
 }
 
 /// The head of an answer.
@@ -444,7 +479,8 @@ mod tests {
         let whole = Some(Instant::now() + Duration::from_secs(20));
         let deadlines = Deadlines { head: None, whole };
         let request = Request { method: "GET", target: "/".to_owned(), ..Request::default() };
-        let response = Connection::open(&endpoint, deadlines).unwrap().call("host", &request, deadlines);
+        let tls = Tls::new(tls::Settings::default()).unwrap();
+        let response = Connection::open(&endpoint, &tls, deadlines).unwrap().call("host", &request, deadlines);
         server.join().unwrap();
         response
     }

@@ -16,6 +16,7 @@ mod http;
 mod json;
 mod keys;
 mod member;
+mod secure;
 mod watch;
 
 use std::process::ExitCode;
