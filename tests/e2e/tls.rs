@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use keelson_tests::harness::authority::{Authority, Leaf};
 use keelson_tests::harness::{
-    Binary, Cluster, Options, Papers, Server, Setup, etcdctl, free_addresses, ours, reference, reference_with_v2,
+    Binary, Cluster, Options, Papers, Server, Setup, etcdctl, free_addresses, our_etcdctl, ours, reference,
+    reference_with_v2,
 };
 
 /// How long anything may take that has to happen.
@@ -86,6 +87,66 @@ fn a_cluster_in_tls_serves_who_has_a_good_certificate_and_nobody_else() {
     let mut answer = String::new();
     plain.read_to_string(&mut answer).expect("it answers");
     assert!(answer.contains("Client sent an HTTP request to an HTTPS server."), "{answer}");
+}
+
+/// What our own tool of either API writes when it is given these flags and words, and whether it is content.
+fn ours_says(version: &str, flags: &[OsString], words: &[&str]) -> (bool, String) {
+    let mut command = Command::new(our_etcdctl());
+    let output = command.env("ETCDCTL_API", version).args(flags).args(words).output().expect("etcdctl runs");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The flags of both tools for endpoint, authority, certificate and its key.
+fn tool_flags(version: &str, papers: &Papers, url: &str, authority: &str, client: Option<&str>) -> Vec<OsString> {
+    let [authority_flag, cert, key] =
+        if version == "2" { ["--ca-file", "--cert-file", "--key-file"] } else { ["--cacert", "--cert", "--key"] };
+    let mut flags = vec!["--endpoints".into(), url.into(), authority_flag.into(), papers.path(authority).into()];
+    if let Some(client) = client {
+        flags.extend([cert.into(), papers.path(client).into()]);
+        flags.extend([key.into(), papers.path(&format!("{client}-key")).into()]);
+    }
+    flags
+}
+
+#[test]
+fn our_own_tools_speak_tls_and_say_why_they_cannot() {
+    let papers = Papers::new();
+    papers.write("other-ca", &Authority::new("other").pem());
+    let mut flags = flags(&papers);
+    flags.push("--enable-v2=true".into());
+    let tls = Some(papers.connector("client", &[]));
+    let cluster = Cluster::start(Setup { flags, tls, ..Setup::new(vec![ours()]) }).expect("the cluster starts");
+    let url = cluster.servers()[0].client_url();
+    let (put, get): (&[&str], &[&str]) = (&["put", "k", "v"], &["get", "k"]);
+    for (version, write, written, read) in [("3", put, "OK\n", "k\nv\n"), ("2", &["set", "k", "v"], "v\n", "v\n")] {
+        let with = |authority: &str, client| tool_flags(version, &papers, &url, authority, client);
+        let good = with("ca", Some("client"));
+        assert_eq!(ours_says(version, &good, write), (true, written.to_owned()));
+        assert_eq!(ours_says(version, &good, get), (true, read.to_owned()));
+        let members = ours_says(version, &good, &["member", "list"]).1;
+        assert!(members.contains(&url), "{members}");
+        let health: &[&str] = if version == "2" { &["cluster-health"] } else { &["endpoint", "health"] };
+        let (is_well, health) = ours_says(version, &good, health);
+        assert!(is_well && health.contains("is healthy"), "{health}");
+        for (flags, cause) in [
+            (with("other-ca", Some("client")), "x509: certificate signed by unknown authority"),
+            (with("ca", None), "remote error: tls: certificate required"),
+            (with("missing", None), "missing.pem: no such file or directory"),
+            (with("ca", Some("server-key")), "server-key-key.pem: no such file or directory"),
+            (good[..6].to_vec(), "KeyFile and CertFile must both be present"),
+        ] {
+            let (is_content, text) = ours_says(version, &flags, get);
+            assert!(!is_content && text.contains(cause), "v{version}, {cause}: {text}");
+        }
+    }
+    // Without a scheme, files for TLS say that it is spoken; a tool that is told so looks at no certificate.
+    let bare = url.trim_start_matches("https://");
+    let flags = tool_flags("3", &papers, bare, "ca", Some("client"));
+    assert_eq!(ours_says("3", &flags, get), (true, "k\nv\n".to_owned()));
+    let blind =
+        [&tool_flags("3", &papers, &url, "other-ca", Some("client"))[..], &["--insecure-skip-tls-verify".into()]];
+    assert_eq!(ours_says("3", &blind.concat(), get), (true, "k\nv\n".to_owned()));
 }
 
 /// Ours, 3.5 and 3.4 in one cluster: streams, posts and snapshots go both ways between rustls and Go's TLS.
