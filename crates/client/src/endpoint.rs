@@ -96,11 +96,13 @@ impl Endpoint {
             .initial_connection_window_size(8 << 20) // a large range or snapshot does not wait for window updates
             .initial_stream_window_size(4 << 20)
             .http2_max_header_list_size(16 << 10);
+        let in_tls = if connector.is_some() { " in TLS" } else { "" };
         let dial = endpoint.connect_with_connector(Dial(self.way.clone(), connector));
         match tokio::time::timeout(dial_timeout, dial).await {
             Ok(Ok(channel)) => Ok(channel),
-            Ok(Err(error)) => Err(root_cause(&error)),
-            Err(_) => Err(format!("dial {}: no answer", self.text)),
+            // tonic's own timer may be the first to ring.
+            Ok(Err(error)) if root_cause(&error) != "deadline has elapsed" => Err(root_cause(&error)),
+            Ok(Err(_)) | Err(_) => Err(format!("dial {}: no answer{in_tls}", self.text)),
         }
     }
 }

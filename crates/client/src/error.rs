@@ -53,7 +53,11 @@ impl From<Status> for Error {
     fn from(status: Status) -> Self {
         // What no server has said, but stands in the way, lies beneath the words of the layers that met it.
         let message = match status.message() {
-            "transport error" => innermost(&status),
+            "transport error" => match innermost(&status) {
+                // The alert of a server in TLS, read as HTTP/2.
+                cause if cause.ends_with("frame with invalid size") => format!("{cause}; does the server want TLS?"),
+                cause => cause,
+            },
             message => message.to_owned(),
         };
         Error::Server { code: status.code(), message }
