@@ -300,3 +300,33 @@ fn who_waits_in_the_v2_tree_is_told_what_a_snapshot_brings() {
     });
     assert_eq!(told, [vec![1, 3], vec![1], vec![3], vec![], vec![]]);
 }
+
+/// Found by the simulator (seed 1796153629 of 2 minutes).
+#[test]
+fn a_snapshot_ends_only_the_waits_whose_past_it_does_not_bring() {
+    let disks: [Arc<dyn Disk>; 2] = [Arc::new(MemDisk::new()), Arc::new(MemDisk::new())];
+    let (mut leader, reader) = open(&disks[0]);
+    let (mut follower, follower_reader) = open(&disks[1]);
+    // The first wants all of it, the second has heard elsewhere of what this member does not know yet.
+    let mut waits = [1, 1_101].map(|since| follower_reader.v2().watch("/1/a", false, true, since).unwrap());
+    let put = v2pb::Request {
+        id: Some(1),
+        method: Some("PUT".into()),
+        path: Some("/1/a".into()),
+        val: Some("v".into()),
+        ..Default::default()
+    };
+    let put = put.encode_to_vec().into();
+    // A hundred more than a tree remembers.
+    for index in 1..=1_100 {
+        leader.apply(index, 1, &put).unwrap();
+    }
+    catch_up(&mut follower, &reader, 1_100, &raftpb::ConfState::default());
+    let mut context = Context::from_waker(Waker::noop());
+    let [past, future] = &mut waits;
+    assert!(matches!(past.poll_next(&mut context), Poll::Ready(None)), "something may be missing");
+    assert!(future.poll_next(&mut context).is_pending());
+    follower.apply(1_101, 1, &put).unwrap();
+    let Poll::Ready(Some(event)) = future.poll_next(&mut context) else { panic!("it is told of what comes") };
+    assert_eq!(event.index(), 1_101);
+}

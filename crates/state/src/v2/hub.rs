@@ -103,10 +103,8 @@ impl Hub {
         self.history = std::mem::take(&mut other.history);
         let missed: Vec<Arc<Event>> = self.history.iter().filter(|event| event.index() > known).cloned().collect();
         if missed.first().is_none_or(|event| event.index() > known + 1) && self.index > known {
-            for slot in std::mem::take(&mut self.watches).into_values().flat_map(BTreeMap::into_values) {
-                slot.end();
-            }
-            self.count = 0;
+            let oldest = missed.first().map_or(self.index + 1, |event| event.index());
+            self.end_before(oldest);
         }
         for event in missed.iter().filter(|event| !event.refresh) {
             // An event does not say which paths went with its directory; it is enough to know those that somebody watches.
@@ -118,6 +116,24 @@ impl Hub {
             removed.sort_unstable();
             self.tell_all(event, if is_gone { &removed } else { &[] });
         }
+    }
+
+    /// Ends the watches that want to know of something before an index. Who waits for what is still to come, because it has
+    /// heard of more elsewhere than this member knew, misses nothing.
+    fn end_before(&mut self, oldest: u64) {
+        let mut ended = 0;
+        self.watches.retain(|_, watches| {
+            watches.retain(|_, slot| {
+                let goes_on = slot.since >= oldest;
+                if !goes_on {
+                    slot.end();
+                    ended += 1;
+                }
+                goes_on
+            });
+            !watches.is_empty()
+        });
+        self.count -= ended;
     }
 
     /// Adds an event and tells those who wait for it. `removed` are the paths that are gone with it.
